@@ -1,0 +1,76 @@
+"""A RabbitMQ for the tests: found once a session, and a fresh virtual host for each test that wants one."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlsplit
+
+import httpx
+import pytest
+
+from broker.tools.node import Node, login
+from broker.tools.server import NoServer, Server, rabbitmq, start
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@pytest.fixture(scope="session")
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """The RabbitMQ of this test run. Tests that need one fail when there is none: they never skip."""
+
+    def say(line: str) -> None:
+        with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            print(f"\n{line}", end="", flush=True)  # noqa: T201 - the way that people see what a session runs on
+
+    try:
+        with rabbitmq(docker="testcontainers", say=say) as found:
+            say(f"RabbitMQ {found.version}: {found.origin}\n")
+            yield found
+    except NoServer as why:
+        pytest.fail(str(why), pytrace=False)
+
+
+@pytest.fixture
+def url(server: Server) -> str:
+    """Where RabbitMQ is, its default virtual host: shared by all tests, so prefer ``vhost_url``."""
+    return server.url
+
+
+@pytest.fixture
+def vhost_url(server: Server) -> Iterator[str]:
+    """The URL of a virtual host that is this test's alone, deleted afterwards."""
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    with httpx.Client(base_url=f"{server.management_url}/api", auth=login(server.url), timeout=30) as api:
+        api.put(f"/vhosts/{name}").raise_for_status()
+        user = quote(login(server.url)[0], safe="")
+        everything = {"configure": ".*", "write": ".*", "read": ".*"}
+        api.put(f"/permissions/{name}/{user}", json=everything).raise_for_status()
+        yield urlsplit(server.url)._replace(path=f"/{name}").geturl()
+        api.delete(f"/vhosts/{name}").raise_for_status()
+
+
+@pytest.fixture
+def node() -> Iterator[Callable[[], Node]]:
+    """Starts private nodes for a test that stops, kills or freezes RabbitMQ, ``rabbit = node()``. They end with it."""
+    with _Nodes() as nodes:
+        yield nodes.start
+
+
+class _Nodes:
+    def __init__(self) -> None:
+        self._started: list[Node] = []
+
+    def start(self) -> Node:
+        node = Node()
+        self._started.append(node)
+        start(node)
+        return node
+
+    def __enter__(self) -> _Nodes:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for node in self._started:
+            node.close()
