@@ -1,0 +1,280 @@
+"""RabbitMQ's management HTTP API, as far as this project needs it.
+
+What the management UI shows, as typed values. Counts come from RabbitMQ's statistics, which lag behind by up to two of
+its intervals (5 s each by default): they are for people and for waiting, never for deciding whether an event is safe.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
+from urllib.parse import quote, unquote, urlsplit
+
+import httpx
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
+
+from broker.errors import AccessRefused, BrokerError, ConnectionFailed
+from broker.settings import Settings, hosts_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+DEFAULT_PORT = 15672
+
+
+class ManagementFailed(BrokerError):
+    """The management API refused a request for another reason than the login, which the message names."""
+
+
+Table: TypeAlias = Annotated[dict[str, Any], BeforeValidator(lambda value: value or {})]
+"""Arguments, headers or properties. RabbitMQ writes an empty table as an empty list."""
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+
+class Queue(_Answer):
+    """A queue or stream with its counts."""
+
+    name: str
+    type: str = "classic"
+    arguments: Table = {}
+    ready: int = Field(0, validation_alias=AliasChoices("messages_ready", "ready"))
+    """Messages waiting."""
+    unacked: int = Field(0, validation_alias=AliasChoices("messages_unacknowledged", "unacked"))
+    """Messages delivered and not acknowledged."""
+    consumers: int = 0
+
+
+class Exchange(_Answer):
+    """An exchange. The default exchange has the name ``""``."""
+
+    name: str
+    type: str
+    durable: bool
+    arguments: Table = {}
+
+
+class Binding(_Answer):
+    """What routes from ``source``, an exchange, to ``destination``."""
+
+    source: str
+    destination: str
+    destination_type: Literal["queue", "exchange"]
+    key: str = Field(validation_alias=AliasChoices("routing_key", "key"))
+
+
+class Message(_Answer):
+    """A message as "Get messages" of the management UI shows it."""
+
+    body: str = Field(validation_alias=AliasChoices("payload", "body"))
+    """Text, or base64 where ``encoding`` says so."""
+    encoding: Literal["string", "base64"] = Field(
+        "string", validation_alias=AliasChoices("payload_encoding", "encoding")
+    )
+    exchange: str
+    key: str = Field(validation_alias=AliasChoices("routing_key", "key"))
+    redelivered: bool
+    properties: Table
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """The message's headers; empty when it has none."""
+        headers = self.properties.get("headers") or {}
+        return dict(headers)
+
+
+class Connection(_Answer):
+    """A client's connection."""
+
+    name: str
+    user: str
+    client_properties: Table = {}
+
+
+class _Overview(_Answer):
+    rabbitmq_version: str
+
+
+_QUEUES = TypeAdapter(list[Queue])
+_EXCHANGES = TypeAdapter(list[Exchange])
+_BINDINGS = TypeAdapter(list[Binding])
+_MESSAGES = TypeAdapter(list[Message])
+_CONNECTIONS = TypeAdapter(list[Connection])
+
+
+class Management:
+    """A client of one virtual host's management API; ``async with`` closes it.
+
+    Args:
+        url: the AMQP address, whose login and virtual host are used; None: ``BROKER_URL``.
+        management_url: address of the API, with or without a login of its own; None: ``BROKER_MANAGEMENT_URL``, else
+            port 15672 of the AMQP address's first host.
+        timeout: seconds that one request may take.
+
+    Every method raises :exc:`ConnectionFailed` when nothing answers, :exc:`AccessRefused` when the login or one of its
+    permissions is not enough, :exc:`ManagementFailed` for everything else.
+    """
+
+    def __init__(self, url: str | None = None, management_url: str | None = None, *, timeout: float = 10.0) -> None:
+        settings = Settings()
+        address = urlsplit(hosts_of(url or settings.url.get_secret_value())[0])
+        if management_url is None and url is None and settings.management_url is not None:
+            management_url = settings.management_url.get_secret_value()
+        api = urlsplit(management_url or f"http://{address.hostname}:{DEFAULT_PORT}")
+        login = api if api.username else address
+        self.vhost = unquote(address.path[1:]) or "/"
+        self.address = f"{api.scheme}://{api.netloc.rpartition('@')[2]}"
+        self._user = unquote(login.username or "guest")
+        self._client = httpx.AsyncClient(
+            base_url=f"{self.address}{api.path.rstrip('/')}/api",
+            auth=(self._user, unquote(login.password or "guest")),
+            timeout=timeout,
+        )
+
+    async def version(self) -> str:
+        """RabbitMQ's version, such as ``4.0.5``."""
+        return _Overview.model_validate_json(await self._get("/overview")).rabbitmq_version
+
+    async def queues(self) -> list[Queue]:
+        """All queues and streams of the virtual host."""
+        return _QUEUES.validate_json(await self._get(f"/queues/{self._vhost}"))
+
+    async def queue(self, name: str) -> Queue:
+        """One queue, also while the list of all does not hold it yet."""
+        return Queue.model_validate_json(await self._get(f"/queues/{self._vhost}/{_quoted(name)}"))
+
+    async def exchanges(self) -> list[Exchange]:
+        """All exchanges of the virtual host, RabbitMQ's own included."""
+        return _EXCHANGES.validate_json(await self._get(f"/exchanges/{self._vhost}"))
+
+    async def bindings(self) -> list[Binding]:
+        """All bindings of the virtual host, but those of the default exchange, which has one to each queue."""
+        found = _BINDINGS.validate_json(await self._get(f"/bindings/{self._vhost}"))
+        return [binding for binding in found if binding.source]
+
+    async def connections(self) -> list[Connection]:
+        """The connections of all clients to the virtual host."""
+        return _CONNECTIONS.validate_json(await self._get(f"/vhosts/{self._vhost}/connections"))
+
+    async def close_connection(self, name: str) -> None:
+        """Close a client's connection, as an operator would."""
+        await self._send("DELETE", f"/connections/{_quoted(name)}")
+
+    async def peek(self, queue: str, count: int = 10) -> list[Message]:
+        """Look at the first messages and put them back; each look counts as one delivery."""
+        return await self._fetch(queue, count, "ack_requeue_true")
+
+    async def take(self, queue: str, count: int = 10) -> list[Message]:
+        """Fetch the first messages and remove them."""
+        return await self._fetch(queue, count, "ack_requeue_false")
+
+    async def _fetch(self, queue: str, count: int, mode: str) -> list[Message]:
+        wanted = {"count": count, "ackmode": mode, "encoding": "auto"}
+        answer = await self._send("POST", f"/queues/{self._vhost}/{_quoted(queue)}/get", wanted)
+        return _MESSAGES.validate_json(answer)
+
+    async def publish(
+        self,
+        exchange: str,
+        key: str,
+        body: str,
+        *,
+        encoding: Literal["string", "base64"] = "string",
+        properties: Mapping[str, object] | None = None,
+    ) -> bool:
+        """Publish a message just as it is given, for tests and demonstrations; whether some queue is bound for it."""
+        message = {"routing_key": key, "payload": body, "payload_encoding": encoding, "properties": properties or {}}
+        answer = await self._send("POST", f"/exchanges/{self._vhost}/{_quoted(exchange)}/publish", message)
+        return b'"routed":true' in answer.replace(b" ", b"")
+
+    async def purge(self, queue: str) -> None:
+        """Delete all messages that wait in the queue."""
+        await self._send("DELETE", f"/queues/{self._vhost}/{_quoted(queue)}/contents")
+
+    async def delete_queue(self, queue: str) -> None:
+        """Delete a queue with everything in it."""
+        await self._send("DELETE", f"/queues/{self._vhost}/{_quoted(queue)}")
+
+    async def create_vhost(self, name: str) -> None:
+        """Create a virtual host that this client's user may do everything in."""
+        await self._send("PUT", f"/vhosts/{_quoted(name)}", {})
+        await self.permit(self._user, vhost=name)
+
+    async def delete_vhost(self, name: str) -> None:
+        """Delete a virtual host with everything in it."""
+        await self._send("DELETE", f"/vhosts/{_quoted(name)}")
+
+    async def create_user(self, name: str, password: str, tags: str = "") -> None:
+        """Create a user, without any permission, or change its password and tags."""
+        await self._send("PUT", f"/users/{_quoted(name)}", {"password": password, "tags": tags})
+
+    async def delete_user(self, name: str) -> None:
+        """Delete a user."""
+        await self._send("DELETE", f"/users/{_quoted(name)}")
+
+    async def permit(
+        self, user: str, *, configure: str = ".*", write: str = ".*", read: str = ".*", vhost: str | None = None
+    ) -> None:
+        """Set what a user may do, as regular expressions on names; in this virtual host unless another is named."""
+        permissions = {"configure": configure, "write": write, "read": read}
+        await self._send("PUT", f"/permissions/{_quoted(vhost or self.vhost)}/{_quoted(user)}", permissions)
+
+    async def permit_topics(self, user: str, exchange: str, *, write: str, read: str) -> None:
+        """Set which routing keys a user may publish to a topic exchange, and which patterns it may bind."""
+        permissions = {"exchange": exchange, "write": write, "read": read}
+        await self._send("PUT", f"/topic-permissions/{self._vhost}/{_quoted(user)}", permissions)
+
+    async def close(self) -> None:
+        """Close the HTTP connections."""
+        await self._client.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def _vhost(self) -> str:
+        return _quoted(self.vhost)
+
+    async def _get(self, path: str) -> bytes:
+        return await self._send("GET", path)
+
+    async def _send(self, method: str, path: str, content: Mapping[str, object] | None = None) -> bytes:
+        try:
+            answer = await self._client.request(method, path, json=content)
+        except httpx.HTTPError as error:
+            raise ConnectionFailed(
+                f"The management API does not answer at {self.address} ({type(error).__name__}). Is the management "
+                "plugin enabled (rabbitmq-plugins enable rabbitmq_management)? Is BROKER_MANAGEMENT_URL right?"
+            ) from error
+        if answer.is_success:
+            return answer.content
+        raise self._refusal(answer, f"{method} {path}")
+
+    def _refusal(self, answer: httpx.Response, request: str) -> BrokerError:
+        if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            return AccessRefused(
+                f"The management API at {self.address} refuses {request} to the user {self._user!r} "
+                f"({_reason(answer)}). Is the password right? Has the user a tag (rabbitmqctl set_user_tags), 'management' to look and "
+                f"'administrator' to change users and virtual hosts? Has it permissions in {self.vhost!r}?"
+            )
+        return ManagementFailed(f"{request} at {self.address}: {_reason(answer)}.")
+
+
+def _reason(answer: httpx.Response) -> str:
+    try:
+        told = answer.json()
+    except ValueError:
+        return f"status {answer.status_code}"
+    words = [str(told[part]) for part in ("error", "reason") if part in told] if isinstance(told, dict) else []
+    return f"status {answer.status_code}, {', '.join(words)}" if words else f"status {answer.status_code}"
+
+
+def _quoted(name: str) -> str:
+    return quote(name, safe="")
