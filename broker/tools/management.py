@@ -261,8 +261,9 @@ class Management:
         if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
             return AccessRefused(
                 f"The management API at {self.address} refuses {request} to the user {self._user!r} "
-                f"({_reason(answer)}). Is the password right? Has the user a tag (rabbitmqctl set_user_tags), 'management' to look and "
-                f"'administrator' to change users and virtual hosts? Has it permissions in {self.vhost!r}?"
+                f"({_reason(answer)}). Is the password right? Has the user a tag (rabbitmqctl set_user_tags): "
+                "'management' to look, 'administrator' to change users and virtual hosts? "
+                f"Has it permissions in {self.vhost!r}?"
             )
         return ManagementFailed(f"{request} at {self.address}: {_reason(answer)}.")
 

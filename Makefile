@@ -1,0 +1,61 @@
+# Everything here sets up what it needs: a virtual environment in .venv, and a RabbitMQ (see "make help").
+
+PYTHONS := python3.14 python3.13 python3.12 python3.11 python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SUITABLE := import sys; sys.exit(sys.version_info < (3, 11))
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check clean
+
+help:
+	@echo 'make demo    watch the shop: eight services, orders, a kill -9, a broken event; ends with the verdict'
+	@echo '             ORDERS=20  how many orders (1 to 1000)'
+	@echo '             KEEP=1     leave the services and RabbitMQ running at the end, and say how to stop them'
+	@echo 'make test    run all tests on a real RabbitMQ; ARGS="-k packing" goes to pytest'
+	@echo 'make check   ruff, mypy --strict, import-linter'
+	@echo 'make clean   remove the virtual environment, caches and the data of demo runs'
+	@echo
+	@echo 'RabbitMQ is the one at BROKER_URL, or comes from Docker, or from the rabbitmq-server of this'
+	@echo 'machine (as a private node), or, on Debian and Ubuntu as root, from apt.'
+
+demo: $(READY)
+	@$(BIN)/python -m services.demo
+
+test: $(READY)
+	@$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(ARGS)
+	@$(BIN)/coverage combine --quiet
+	@$(if $(ARGS),$(BIN)/coverage report --fail-under=0 | tail -n 1,$(BIN)/coverage report --skip-covered)
+
+check: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.* data/demo
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A virtual environment whose Python is gone or too old is made anew; one that works is kept.
+$(READY): pyproject.toml
+	@$(BIN)/python -c '$(SUITABLE)' 2>/dev/null || { \
+	  old=; bare=; found=; \
+	  for python in $(PYTHONS); do \
+	    $$python -c '' 2>/dev/null || continue; \
+	    if ! $$python -c '$(SUITABLE)'; then old=$$python; \
+	    elif ! $$python -c 'import ensurepip, venv' 2>/dev/null; then bare=$$python; \
+	    else found=$$python; break; fi; \
+	  done; \
+	  if [ -n "$$found" ]; then echo "Making $(VENV) with $$($$found --version)."; \
+	  elif [ -n "$$bare" ]; then \
+	    echo "$$bare lacks the module venv or ensurepip. Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; \
+	  else echo "Python 3.11 or later is needed$${old:+; $$old is $$($$old --version 2>&1)}." >&2; exit 1; fi; \
+	  $$found -m venv --clear $(VENV); \
+	}
+	@echo 'Installing the packages of pyproject.toml (a minute the first time).'
+	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
