@@ -1,0 +1,239 @@
+"""Business events: facts, in the past tense, as classes.
+
+An event class is a frozen pydantic model; its contract (business event name, routing key, version, subject) stands in
+the class line::
+
+    class OrderPacked(Event, name="Order Packed", key="order.packed", version=1, subject="order_id"):
+        order_id: UUID
+
+Rules:
+
+- Constructing refuses unknown fields, nested ones included; reading ignores them, so that publishers may add some.
+- Two events are equal by their fields alone. An event object has one id: publishing it again is the same event.
+- Collisions of names and keys are looked for where they matter: among the events one service uses (`Catalogue`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, Unpack
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, PrivateAttr
+
+from broker.errors import ContractError, UnknownEvent, near_miss
+
+KEY = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+LONGEST = 200  # bytes; AMQP's short strings end at 255
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What the class line of an event says.
+
+    Attributes:
+        name: the business event name, "New Order Placed". It identifies the event.
+        key: the routing key, ``order.placed``. It routes the event.
+        version: raised when fields change so that old readers could not read it.
+        subject: the field that names the entity the event is about, if any.
+    """
+
+    name: str
+    key: str
+    version: int = 1
+    subject: str | None = None
+
+    @property
+    def schema(self) -> str:
+        """The ``dataschema`` of the event on the wire."""
+        return f"urn:event:{self.key}:{self.version}"
+
+
+class Event(BaseModel):
+    """A fact that other services may want to know. Subclass it, and name the fact.
+
+    Without arguments the contract is derived from the class's name: ``OrderPacked`` is "Order Packed",
+    ``order.packed``, version 1.
+
+    Raises:
+        ContractError: at class creation, when name, key, version or subject cannot be.
+        pydantic.ValidationError: at construction, when a field is missing, wrong or unknown.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    __contract__: ClassVar[Contract]
+    _id: UUID | None = PrivateAttr(None)
+
+    def __init__(self, /, **fields: Any) -> None:
+        self.__pydantic_validator__.validate_python(fields, self_instance=self, extra="forbid")
+
+    # pydantic calls a custom __init__ when it reads, too; this one is for constructing only
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # pydantic's own marker
+
+    def __init_subclass__(
+        cls,
+        *,
+        name: str | None = None,
+        key: str | None = None,
+        version: int = 1,
+        subject: str | None = None,
+        **config: Unpack[ConfigDict],
+    ) -> None:
+        super().__init_subclass__(**config)
+
+    @classmethod
+    def __pydantic_init_subclass__(
+        cls,
+        *,
+        name: str | None = None,
+        key: str | None = None,
+        version: int = 1,
+        subject: str | None = None,
+        **config: Any,
+    ) -> None:
+        words = re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z]*|[a-z]+|[0-9]+", cls.__name__)
+        contract = Contract(
+            name=" ".join(words) if name is None else name,
+            key=".".join(words).lower() if key is None else key,
+            version=version,
+            subject=subject,
+        )
+        _check(cls, contract)
+        cls.__contract__ = contract
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy; with other fields it is another event, and has an id of its own."""
+        copy = super().model_copy(update=update, deep=deep)
+        if update:
+            copy._id = None
+        return copy
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Event):
+            return NotImplemented
+        return type(self) is type(other) and self.__dict__ == other.__dict__
+
+
+def _check(event: type[Event], contract: Contract) -> None:
+    """Refuse a contract that RabbitMQ or the envelope could not carry."""
+    where = f"{event.__module__}.{event.__qualname__}"
+    if not contract.name.strip() or len(contract.name.encode()) > LONGEST or not contract.name.isprintable():
+        raise ContractError(f"{where}: a business event name is 1 to {LONGEST} printable bytes, not {contract.name!r}.")
+    if not KEY.fullmatch(contract.key) or len(contract.key) > LONGEST:
+        raise ContractError(
+            f"{where}: the key {contract.key!r} is not of the form 'order.placed' "
+            f"(words of a-z, 0-9, '_' and '-', joined by dots, at most {LONGEST} bytes)."
+        )
+    if isinstance(contract.version, bool) or not isinstance(contract.version, int) or contract.version < 1:
+        raise ContractError(f"{where}: a version is a whole number from 1 on, not {contract.version!r}.")
+    if contract.subject is not None and contract.subject not in event.model_fields:
+        hint = near_miss(contract.subject, event.model_fields)
+        raise ContractError(f"{where}: the subject {contract.subject!r} is not one of its fields.{hint}")
+
+
+def id_of(event: Event) -> UUID:
+    """The one id of an event object, made when first asked for."""
+    if event._id is None:
+        event._id = uuid7()
+    return event._id
+
+
+def subject_of(event: Event) -> str | None:
+    """The entity an event is about, as the envelope names it."""
+    field = event.__contract__.subject
+    value = None if field is None else getattr(event, field)
+    return None if value is None or value == "" else str(value)
+
+
+def uuid7() -> UUID:
+    """A time-ordered id (RFC 9562): 48 bits of Unix milliseconds, then random ones."""
+    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
+    value = value & ~(0xF000 << 64) | (0x7000 << 64)
+    return UUID(int=value & ~(0xC000 << 48) | (0x8000 << 48))
+
+
+def declared() -> Iterator[type[Event]]:
+    """Every event class that this process has imported."""
+    pending = [Event]
+    while pending:
+        for event in pending.pop().__subclasses__():
+            pending.append(event)
+            yield event
+
+
+class Catalogue:
+    """The events that one service uses, found by name and version, free of collisions.
+
+    Raises:
+        ContractError: two events share a name or a key and are not one event, or two versions of one.
+    """
+
+    def __init__(self, events: Iterable[type[Event]]) -> None:
+        self._by_name: dict[str, dict[int, type[Event]]] = {}
+        self._by_key: dict[str, str] = {}
+        for event in events:
+            contract = event.__contract__
+            owner = self._by_key.setdefault(contract.key, contract.name)
+            if owner != contract.name:
+                raise ContractError(
+                    f"Two events have the key {contract.key!r}: {owner!r} and {contract.name!r}. Give one another key."
+                )
+            versions = self._by_name.setdefault(contract.name, {})
+            for other in versions.values():
+                if other.__contract__.key != contract.key:
+                    raise ContractError(
+                        f"Two events are named {contract.name!r}, with the keys {other.__contract__.key!r} and "
+                        f"{contract.key!r}. Versions of one event share its key; another event needs another name."
+                    )
+            known = versions.setdefault(contract.version, event)
+            if known is not event and fields_of(known) != fields_of(event):
+                raise ContractError(
+                    f"{known.__module__}.{known.__qualname__} and {event.__module__}.{event.__qualname__} are both "
+                    f"{contract.name!r} version {contract.version}, with different fields. Raise one's version."
+                )
+
+    def __iter__(self) -> Iterator[type[Event]]:
+        for versions in self._by_name.values():
+            yield from versions.values()
+
+    def __contains__(self, event: type[Event]) -> bool:
+        contract = event.__contract__
+        return contract.version in self._by_name.get(contract.name, ())
+
+    def named(self, name: str) -> Mapping[int, type[Event]]:
+        """The versions of the event of that name.
+
+        Raises:
+            UnknownEvent: there is none; the message names what was probably meant.
+        """
+        if name not in self._by_name:
+            raise UnknownEvent(f"No event is named {name!r}.{near_miss(name, self._by_name)}")
+        return self._by_name[name]
+
+    def reader(self, name: str, version: int | None) -> type[Event] | None:
+        """The class to read an event with, or None when the name is not of this catalogue.
+
+        The version's own class; else the highest below it, which reads it if its fields allow; else the lowest.
+        """
+        versions = self._by_name.get(name)
+        if not versions:
+            return None
+        if version in versions:
+            return versions[version]
+        below = [known for known in versions if version is None or known < version]
+        return versions[max(below) if below else min(versions)]
+
+    def of_key(self, key: str) -> str | None:
+        """The name of the event that has this routing key, if the catalogue holds one."""
+        return self._by_key.get(key)
+
+
+def fields_of(event: type[Event]) -> dict[str, Any]:
+    """What of a schema decides whether two classes are the same event: all but its titles and descriptions."""
+    schema = event.model_json_schema()
+    return {part: schema.get(part) for part in ("properties", "required", "$defs")}

@@ -1,0 +1,10 @@
+"""The transport over RabbitMQ. Nothing outside this package imports aio-pika.
+
+- `link`: a connection that comes back by itself, and what its failures mean.
+- `declare`: the topology, made so.
+- `transport`: publishing and consuming over two links, one each, so that a blocked publisher never starves a consumer.
+"""
+
+from broker.rabbitmq.transport import RabbitMQ
+
+__all__ = ["RabbitMQ"]

@@ -1,0 +1,248 @@
+"""A connection that comes back by itself.
+
+A link is one connection with one channel. Whatever breaks either (the network, the server, an operator, a refused
+operation) is answered in one way: close both, connect again with backoff, set up again. One path to get right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Literal
+from urllib.parse import urlencode, urlsplit
+
+import aio_pika
+from aio_pika.abc import AbstractConnection
+from aiormq.abc import AbstractChannel
+from aiormq.exceptions import (
+    AMQPError,
+    ChannelAccessRefused,
+    ChannelInvalidStateError,
+    ChannelPreconditionFailed,
+    ConnectionNotAllowed,
+    ProbableAuthenticationError,
+)
+from pamqp.exceptions import PAMQPException
+from structlog.typing import FilteringBoundLogger
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from broker.errors import AccessRefused, BrokerError, ConnectionFailed, TopologyConflict
+from broker.settings import Settings, readable
+
+HEARTBEAT = 10
+"""Seconds. RabbitMQ and we give a silent peer up after about three of them."""
+
+FAILURES = (AMQPError, PAMQPException, ChannelInvalidStateError, OSError, TimeoutError, RuntimeError)
+"""What aio-pika raises when a connection or channel is gone or refused."""
+
+Purpose = Literal["publish", "consume"]
+
+
+def translate(error: BaseException, url: str) -> BrokerError:
+    """A failure to connect or to declare, in our terms."""
+    text = reason(error)
+    where = readable(url)
+    if isinstance(error, BrokerError):
+        return error
+    if isinstance(error, ProbableAuthenticationError) or "ACCESS_REFUSED - Login" in text:
+        return AccessRefused(f"RabbitMQ at {where} refused the login. Check user and password in BROKER_URL.")
+    if isinstance(error, ConnectionNotAllowed) or "NOT_ALLOWED" in text:
+        return AccessRefused(
+            f"RabbitMQ at {where} has no such virtual host, or this user may not use it. "
+            "Check the last part of BROKER_URL, or: rabbitmqctl add_vhost / set_permissions."
+        )
+    if isinstance(error, ChannelAccessRefused):
+        return AccessRefused(
+            f"RabbitMQ at {where} refused a permission: {text}. docs/topology.md lists what is needed."
+        )
+    if isinstance(error, ChannelPreconditionFailed):
+        return TopologyConflict(
+            f"{text}. It exists on {where} with other arguments, which RabbitMQ never changes in place. "
+            "Drain and delete it there, or use another name."
+        )
+    return ConnectionFailed(f"No RabbitMQ answers at {where}: {text}. Is it running? Is BROKER_URL right?")
+
+
+class Link:
+    """A supervised connection for one purpose.
+
+    Args:
+        settings: where RabbitMQ is.
+        purpose: names the connection in logs and in the management UI.
+        set_up: called with the channel after each connect, before anybody may use it.
+        log: carries the service's name.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        purpose: Purpose,
+        set_up: Callable[[AbstractChannel], Awaitable[None]],
+        log: FilteringBoundLogger,
+        name: str,
+    ) -> None:
+        self._settings = settings
+        self._purpose = purpose
+        self._set_up = set_up
+        self._log = log.bind(connection=purpose)
+        self._name = f"{name} ({purpose})"
+        self._connection: AbstractConnection | None = None
+        self._channel: asyncio.Future[AbstractChannel] | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._broken = asyncio.Event()
+        self._why = "never connected"
+        self._since = datetime.now(UTC)
+        self.connected_at = 0.0
+
+    async def open(self) -> None:
+        """Connect for the first time, and stay connected from then on.
+
+        Raises:
+            ConnectionFailed: nobody answered within ``BROKER_CONNECT_TIMEOUT``.
+            AccessRefused, TopologyConflict: at once.
+        """
+        if self._supervisor is not None:
+            return
+        self._channel = asyncio.get_running_loop().create_future()
+        timeout = self._settings.connect_timeout
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(ConnectionFailed),
+            stop=stop_after_delay(timeout),
+            wait=wait_random_exponential(multiplier=0.1, max=2),
+            before_sleep=self._report,
+            reraise=True,
+        )
+        try:
+            async with asyncio.timeout(timeout + 1):  # the last try may be under way
+                await retrying(self._connect)
+        except TimeoutError:
+            raise ConnectionFailed(f"No RabbitMQ answered at {self._settings.server} within {timeout:g} s.") from None
+        self._supervisor = asyncio.create_task(self._supervise(), name=self._name)
+
+    def _report(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        self._log.info("connecting", attempt=state.attempt_number, error=str(error))
+
+    async def channel(self) -> AbstractChannel:
+        """The channel, as soon as there is one. The caller brings the deadline."""
+        assert self._channel is not None, "open() comes first"
+        return await asyncio.shield(self._channel)
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong right now, in words."""
+        if self._channel is not None and self._channel.done():
+            return None
+        return f"not connected to {self._purpose} since {self._since:%H:%M:%S} UTC: {self._why}"
+
+    def break_off(self, why: str) -> None:
+        """Give this connection up and make another."""
+        if self._broken.is_set():
+            return
+        self._why = why
+        self._broken.set()
+        if self._channel is not None and self._channel.done():
+            self._channel = asyncio.get_running_loop().create_future()
+            self._since = datetime.now(UTC)
+            self._log.warning("disconnected", error=why)
+
+    async def _supervise(self) -> None:
+        while True:
+            await self._broken.wait()
+            await self._drop()
+            retrying = AsyncRetrying(
+                retry=retry_if_exception_type(BrokerError),
+                wait=wait_random_exponential(multiplier=0.1, max=5),
+                before_sleep=self._remember,
+            )
+            await retrying(self._connect)
+
+    def _remember(self, state: RetryCallState) -> None:
+        """Say a new reason once; an outage of hours is not a line every five seconds."""
+        why = str(state.outcome.exception()) if state.outcome else ""
+        if why != self._why:
+            self._why = why
+            self._log.warning("connecting", error=why)
+
+    async def _connect(self) -> None:
+        """Try each host once, in turn."""
+        error: BrokerError | None = None
+        for url in self._settings.hosts:
+            try:
+                return await self._connect_to(url)
+            except FAILURES as failure:
+                await self._drop()
+                error = translate(failure, url)
+            except BrokerError as refused:
+                await self._drop()
+                error = refused
+        assert error is not None, "settings hold at least one host"
+        raise error
+
+    async def _connect_to(self, url: str) -> None:
+        self._broken.clear()
+        separator = "&" if urlsplit(url).query else "?"
+        query = urlencode({"heartbeat": HEARTBEAT, "name": self._name})
+        async with asyncio.timeout(self._settings.connect_timeout):
+            connection = await aio_pika.connect(f"{url}{separator}{query}")
+            self._connection = connection
+
+            def on_close(_: object, error: BaseException | None) -> None:
+                if self._connection is connection:
+                    self.break_off(reason(error))
+
+            connection.close_callbacks.add(on_close)
+            self._opened = connection.channel(publisher_confirms=True, on_return_raises=True)
+            await self._opened.initialize()
+            self._opened.close_callbacks.add(on_close)
+            channel = await self._opened.get_underlay_channel()
+            await self._set_up(channel)
+        if self._broken.is_set():
+            raise ConnectionFailed(f"The connection to {readable(url)} broke while it was set up: {self._why}")
+        assert self._channel is not None
+        self.connected_at = asyncio.get_running_loop().time()
+        self._channel.set_result(channel)
+        self._log.info("connected", server=readable(url))
+
+    @contextlib.asynccontextmanager
+    async def scratch(self) -> AsyncIterator[AbstractChannel]:
+        """A channel for one thing that RabbitMQ may answer by closing it."""
+        if self._connection is None:
+            raise ConnectionFailed("not connected")
+        opened = self._connection.channel(publisher_confirms=False)
+        try:
+            await opened.initialize()
+            yield await opened.get_underlay_channel()
+        finally:
+            with contextlib.suppress(*FAILURES):
+                await opened.close()
+
+    async def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(*FAILURES):
+                async with asyncio.timeout(2):
+                    await connection.close()
+
+    async def close(self) -> None:
+        """Close for good."""
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.gather(self._supervisor, return_exceptions=True)
+            self._supervisor = None
+        await self._drop()
+        if self._channel is not None:
+            self._channel = asyncio.get_running_loop().create_future()
+            self._channel.set_exception(ConnectionFailed("This broker was closed. Open another, or publish before."))
+            self._channel.exception()  # nobody may be waiting for it
+
+
+def reason(error: BaseException | None) -> str:
+    """A failure in words."""
+    if error is None or isinstance(error, asyncio.CancelledError):
+        return "connection closed"
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return " ".join(str(part) for part in error.args) or type(error).__name__

@@ -1,0 +1,278 @@
+"""A service: what it declares, and the process that runs it.
+
+``Service`` holds declarations only: nothing connects before it runs, so who publishes and who subscribes is known from
+the code alone. `serve` puts the parts together: broker, transport, subscriber, health.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any, NoReturn, Protocol, TypeVar, overload
+
+from pydantic import ValidationError
+from structlog.typing import FilteringBoundLogger
+
+from broker import logs
+from broker.envelope import Envelope
+from broker.errors import BrokerError, ContractError
+from broker.events import Catalogue, Event
+from broker.handlers import Context, Function, Handler, Handlers, Outcome, inspect_handler, is_async
+from broker.health import serve_health
+from broker.publisher import Broker, rabbitmq
+from broker.retry import DEFAULT, Retry
+from broker.settings import Settings
+from broker.subscriber import Around, Subscriber, Subscription
+from broker.topology import check_service_name
+from broker.transport import Transport
+
+T = TypeVar("T")
+A = TypeVar("A", bound=Event)
+B = TypeVar("B", bound=Event)
+C = TypeVar("C", bound=Event)
+D = TypeVar("D", bound=Event)
+R = TypeVar("R", bound=Outcome | Coroutine[Any, Any, Outcome] | AsyncIterator[Event])
+F = TypeVar("F", bound=Around)
+
+Lifespan = Callable[..., AbstractAsyncContextManager[Any]]
+"""An async context manager function. It may take the service; what it yields is ``context.resources``."""
+
+
+class Subscribe(Protocol[T]):
+    """Takes a handler of what was subscribed to, and gives it back unchanged."""
+
+    @overload
+    def __call__(self, handler: Callable[[T], R], /) -> Callable[[T], R]: ...
+    @overload
+    def __call__(self, handler: Callable[[T, Context], R], /) -> Callable[[T, Context], R]: ...
+
+
+class Service:
+    """A microservice: its name, what it publishes, and which handlers take which events.
+
+    ::
+
+        service = Service("packing", publishes=[OrderPacked])
+
+        @service.on(NewOrderPlaced)
+        async def pack(order: NewOrderPlaced) -> OrderPacked:
+            return OrderPacked(order_id=order.order_id)
+
+    Args:
+        name: lower case letters, digits and ``-``. It is the name of its queue, and the source of its events.
+        publishes: the events it publishes. What its handlers' return types name counts as declared.
+        lifespan: an async context manager function around the service's life, as in Starlette; what it yields is
+            ``context.resources``.
+        retry: the ladder of its handlers; unsaid: ``Retry("1s", "30s", "10m")``.
+
+    Raises:
+        ContractError: a bad name, or ``publishes`` holds what is not an event.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        publishes: Iterable[type[Event]] = (),
+        lifespan: Lifespan | None = None,
+        retry: Retry | None = None,
+    ) -> None:
+        check_service_name(name)
+        self.name = name
+        self.lifespan = lifespan
+        self.retry = retry or DEFAULT
+        self.handlers = Handlers()
+        self._publishes = tuple(publishes)
+        self._around: list[Around] = []
+        for event in self._publishes:
+            if not (isinstance(event, type) and issubclass(event, Event) and event is not Event):
+                raise ContractError(f"Service({name!r}, publishes=[…]) takes event classes, not {event!r}.")
+
+    def __repr__(self) -> str:
+        return f"Service({self.name!r})"
+
+    @overload
+    def on(self, pattern: str, /, *, retry: Retry | None = None) -> Subscribe[Envelope]: ...
+    @overload
+    def on(self, event: type[A], /, *, retry: Retry | None = None) -> Subscribe[A]: ...
+    @overload
+    def on(self, a: type[A], b: type[B], /, *, retry: Retry | None = None) -> Subscribe[A | B]: ...
+    @overload
+    def on(self, a: type[A], b: type[B], c: type[C], /, *, retry: Retry | None = None) -> Subscribe[A | B | C]: ...
+    @overload
+    def on(
+        self, a: type[A], b: type[B], c: type[C], d: type[D], /, *, retry: Retry | None = None
+    ) -> Subscribe[A | B | C | D]: ...
+    def on(self, *events: type[Event] | str, retry: Retry | None = None) -> Any:
+        """Subscribe a handler to events, or to a pattern of routing keys (``"order.*"``).
+
+        The handler is called with the event (for a pattern: with an `Envelope`), and with a `Context` if it takes a
+        second argument. It is returned unchanged. It may be ``async def``, or ``def``, which runs in a thread. What it
+        returns or yields is published, caused by the event. Raising `Reject` dead-letters at once, any other exception
+        retries.
+
+        Args:
+            events: event classes, or one pattern.
+            retry: a ladder of its own.
+
+        Raises:
+            ContractError: its signature does not fit, or another handler takes the same event.
+        """
+
+        def subscribe(function: Function) -> Function:
+            self.handlers.add(inspect_handler(function, events, retry))
+            return function
+
+        return subscribe
+
+    def around(self, function: F) -> F:
+        """Wrap every handling in a function: ``async def timing(context, handle): ...; await handle()``.
+
+        Of several, the first is the outermost. What it raises counts as the handler's failure; if it does not await
+        ``handle()``, the event counts as handled.
+
+        Raises:
+            ContractError: it is not ``async def`` with two arguments.
+        """
+        if not is_async(function) or len(inspect.signature(function).parameters) != 2:
+            raise ContractError("Write: @service.around  async def timing(context, handle): ...; await handle()")
+        self._around.append(function)
+        return function
+
+    @property
+    def publishes(self) -> list[type[Event]]:
+        """Every event it declares to publish, by ``publishes=`` or by a handler's return type."""
+        returned = [event for handler in self.handlers for event in handler.returns]
+        return list(dict.fromkeys((*self._publishes, *returned)))
+
+    @property
+    def subscribes(self) -> list[Handler]:
+        """Its handlers, in the order they subscribed."""
+        return list(self.handlers)
+
+    def check(self) -> None:
+        """Look for contradictions among the events it uses. Done when it starts or is inspected.
+
+        Raises:
+            ContractError: two events share a name or key, or a subscription to an exact key that nothing declares.
+        """
+        Catalogue([*self.handlers.events, *self.publishes])
+        self.handlers.check_keys()
+
+    def subscription(self) -> Subscription:
+        """What the subscriber needs to know. Raises as `check` does."""
+        self.check()
+        return Subscription(self.name, self.handlers, Catalogue(self.publishes), self.retry, tuple(self._around))
+
+    def run(self) -> NoReturn:
+        """Run this process until SIGTERM or SIGINT, and exit: 0 when it ended well, else the error's exit code."""
+        sys.exit(run(self))
+
+
+@asynccontextmanager
+async def serve(
+    service: Service, settings: Settings, log: FilteringBoundLogger, transport: Transport | None = None
+) -> AsyncIterator[Subscriber | None]:
+    """A service at work for as long as the context lasts; yields its subscriber, if it subscribes to anything.
+
+    Raises:
+        ContractError: from `Service.check`.
+        ConnectionFailed, AccessRefused, TopologyConflict: from connecting and declaring.
+    """
+    subscription = service.subscription()
+    check_service_name(service.name, settings.exchange)
+    async with AsyncExitStack() as stack:
+        transport = transport or rabbitmq(settings, log, service.name)
+        broker = await stack.enter_async_context(Broker(source=service.name, settings=settings, transport=transport))
+        resources = await stack.enter_async_context(_lifespan(service))
+        subscriber: Subscriber | None = None
+        if subscription.handlers:
+            subscriber = Subscriber(subscription, broker, transport, resources, log)
+            stack.push_async_callback(subscriber.drain)
+            await subscriber.start()
+        if settings.health_port is not None:
+            health = serve_health(settings.health_host, settings.health_port, transport.problems)
+            log.info("health", port=await stack.enter_async_context(health))
+        log.info("started", subscribes=subscription.handlers.bindings, pid=os.getpid())
+        yield subscriber
+
+
+@asynccontextmanager
+async def _lifespan(service: Service) -> AsyncIterator[Any]:
+    if service.lifespan is None:
+        yield None
+        return
+    lifespan: Any = service.lifespan
+    if inspect.isasyncgenfunction(lifespan):
+        lifespan = asynccontextmanager(lifespan)
+    takes_service = bool(inspect.signature(service.lifespan).parameters)
+    async with lifespan(service) if takes_service else lifespan() as resources:
+        yield resources
+
+
+def run(service: Service, settings: Settings | None = None) -> int:
+    """Run a service in this process until it is told to stop; returns the exit code."""
+    try:
+        settings = settings or Settings()
+    except ValidationError as error:
+        print(settings_problem(error), file=sys.stderr)  # noqa: T201  (there is no log without settings)
+        return ContractError.exit_code
+    logs.configure(settings)
+    return asyncio.run(_run(service, settings, logs.logger(settings, service=service.name)))
+
+
+async def _run(service: Service, settings: Settings, log: FilteringBoundLogger) -> int:
+    """Serve until a signal. One that comes while starting ends the start."""
+    stop, started = asyncio.Event(), asyncio.Event()
+    living = asyncio.current_task()
+
+    def on_signal(number: signal.Signals) -> None:
+        if stop.is_set():  # the second: end at once; what is in hand comes again
+            log.warning("killed", signal=number.name)
+            _exit_at_once(128 + number)
+        log.info("stopping", signal=number.name)
+        stop.set()
+        if not started.is_set() and living is not None:
+            living.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+    subscriber: Subscriber | None = None
+    try:
+        async with serve(service, settings, log) as subscriber:
+            started.set()
+            await stop.wait()
+    except BrokerError as error:
+        log.error("failed", reason=type(error).__name__, error=str(error))
+        return error.exit_code
+    except asyncio.CancelledError:
+        if not stop.is_set():
+            raise
+    except Exception as error:
+        log.exception("failed", reason=type(error).__name__, error=str(error))
+        return BrokerError.exit_code
+    log.info("stopped")
+    if subscriber is not None and subscriber.stuck:
+        _exit_at_once(0)  # a `def` handler that outlived its deadline would keep the interpreter waiting
+    return 0
+
+
+def _exit_at_once(code: int) -> NoReturn:
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def settings_problem(error: ValidationError) -> str:
+    """What is wrong in the environment, one line for each setting, without its value."""
+    lines = [
+        f"BROKER_{'_'.join(str(part) for part in problem['loc']).upper()}: {problem['msg']}"
+        if problem["loc"]
+        else problem["msg"]
+        for problem in error.errors(include_url=False, include_input=False, include_context=False)
+    ]
+    return "Wrong settings:\n  " + "\n  ".join(lines)

@@ -1,0 +1,343 @@
+"""Subscribing: from a delivery to its handler, and back to RabbitMQ.
+
+The way of one delivery, each step a method below: `receive` puts it in line, `_work` takes it, `_handle` reads and
+handles it, `_conclude` publishes what the handler collected or sends a copy away, and only then acknowledges it.
+
+Rules:
+
+- An event leaves by one door: handled, in a retry queue, or in the dead letters. Copy, confirm, then acknowledge.
+- What cannot be read at all is rejected: RabbitMQ moves it to the dead letters untouched.
+- When RabbitMQ does not confirm, the delivery is kept and concluded again and again: giving it back would count
+  against it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextvars import Context as ContextVars
+from contextvars import copy_context
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from time import perf_counter
+from typing import Any
+
+from structlog.contextvars import bind_contextvars
+from structlog.typing import FilteringBoundLogger
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+
+from broker.copies import Failure, copy, history
+from broker.envelope import Envelope, decode
+from broker.errors import AccessRefused, BrokerError, Malformed, TooLarge, Unroutable
+from broker.events import Catalogue
+from broker.handlers import Collector, Context, Handler, Handlers, Threads, payload_of
+from broker.publisher import Broker, Publication
+from broker.retry import Acknowledge, DeadLetter, Decision, Retry, RetryAfter, decide
+from broker.topology import dead_queue, retry_queue, retry_topology, service_topology
+from broker.transport import Consumer, Delivery, Message, Transport
+
+Around = Callable[[Context, Callable[[], Awaitable[None]]], Awaitable[None]]
+"""A function wrapped around every handling: it gets the context, and what it must await to handle."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """What a service declares about its handling.
+
+    Attributes:
+        service: its name, and its queue's.
+        handlers: who takes which event.
+        publishable: the events it may publish.
+        retry: its ladder, where a handler has none of its own.
+        around: wraps every handling; the first is the outermost.
+    """
+
+    service: str
+    handlers: Handlers
+    publishable: Catalogue
+    retry: Retry
+    around: tuple[Around, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Handled:
+    """How a handling ended."""
+
+    envelope: Envelope
+    handler: Handler | None
+    attempt: int
+    error: Exception | None
+    publications: list[Publication]
+    took: float
+
+
+class Subscriber:
+    """Consumes one service's queue.
+
+    Args:
+        subscription: what was declared.
+        broker: publishes what handlers collected.
+        transport: consumes, and carries copies.
+        resources: what the service's lifespan yielded.
+        log: carries the service's name.
+    """
+
+    def __init__(
+        self,
+        subscription: Subscription,
+        broker: Broker,
+        transport: Transport,
+        resources: Any,
+        log: FilteringBoundLogger,
+    ) -> None:
+        self._it = subscription
+        self._service = subscription.service
+        self._broker = broker
+        self._transport = transport
+        self._resources = resources
+        self._log = log
+        self._settings = broker.settings
+        self._line: asyncio.Queue[Delivery] = asyncio.Queue()
+        self._threads = Threads(self._settings.concurrency, self._service)
+        self._workers: list[asyncio.Task[None]] = []
+        self._running: dict[asyncio.Task[None], Delivery] = {}
+        self._consumer: Consumer | None = None
+        self._retry_queues: set[str] = set()
+        self._newer: set[tuple[str, int]] = set()
+
+    # -- starting and stopping -----------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Declare what the service owns, and consume. Raises as `Transport.declare` does."""
+        patterns = self._it.handlers.bindings
+        await self._transport.declare(service_topology(self._service, patterns, self._settings.exchange))
+        self._workers = [asyncio.create_task(self._work()) for _ in range(self._settings.concurrency)]
+        self._consumer = await self._transport.consume(
+            self._service, self.receive, prefetch=self._settings.full_prefetch
+        )
+
+    async def drain(self) -> None:
+        """Take no more, give back what has not begun, finish the rest within ``BROKER_SHUTDOWN_TIMEOUT``."""
+        if self._consumer is not None:
+            await self._consumer.cancel()
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+        while not self._line.empty():
+            await self._line.get_nowait().release()
+        running = list(self._running)
+        if running:
+            self._log.info("draining", running=len(running), timeout=self._settings.shutdown_timeout)
+            _, late = await asyncio.wait(running, timeout=self._settings.shutdown_timeout)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+            if late:
+                self._log.warning("given back", deliveries=len(late))
+        self._threads.close()
+
+    @property
+    def busy(self) -> int:
+        """Deliveries in line or in hand."""
+        return self._line.qsize() + len(self._running)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether a ``def`` handler still runs, after `drain` too: threads cannot be interrupted."""
+        return self._threads.busy
+
+    def receive(self, delivery: Delivery) -> None:
+        """Put a delivery in line for the next free worker."""
+        self._line.put_nowait(delivery)
+
+    async def _work(self) -> None:
+        """Take one delivery after the other. Each is handled in a task of its own, with fresh context variables."""
+        fresh: ContextVars = copy_context()
+        while True:
+            delivery = await self._line.get()
+            if delivery.lost:
+                continue
+            handling = asyncio.create_task(self._take(delivery), context=fresh.copy())
+            self._running[handling] = delivery
+            handling.add_done_callback(self._running.pop)
+            await asyncio.wait([handling])  # when we are cancelled, it goes on
+
+    async def _take(self, delivery: Delivery) -> None:
+        try:
+            await self._handle(delivery)
+        except asyncio.CancelledError:
+            await delivery.release()
+            raise
+        except Exception as error:
+            # ours, not the handler's: the delivery is kept, and comes again with the next connection
+            self._log.exception("unexpected", error=str(error))
+            await delivery.release()
+
+    # -- one delivery --------------------------------------------------------------------------------------------
+
+    async def _handle(self, delivery: Delivery) -> None:
+        message = delivery.message
+        key, attempt = history(message, self._service)
+        try:
+            envelope = decode(message.body, key=key, content_type=message.content_type, headers=message.headers)
+        except Malformed as error:
+            self._log.warning("dead", error=f"Malformed: {error}", key=key, size=len(message.body))
+            await delivery.reject()
+            return
+        bind_contextvars(
+            service=self._service,
+            event_name=envelope.name,
+            event_id=str(envelope.id),
+            correlation_id=str(envelope.story.correlation_id),
+        )
+        handled = await self._run(envelope, attempt)
+        await self._until_concluded(delivery, message, handled)
+
+    async def _run(self, envelope: Envelope, attempt: int) -> Handled:
+        """Find the handler, read the payload for it, and call it."""
+        collector = Collector(envelope, self._service, self._it.publishable)
+        handler: Handler | None = None
+        error: Exception | None = None
+        started = perf_counter()
+        try:
+            handler, event = self._it.handlers.choose(envelope)
+            payload = payload_of(envelope, event)
+            self._notice_newer(envelope, event.__contract__.version if event else None)
+            context = self._context(envelope, attempt, collector)
+            await self._call(lambda: handler.run(payload, context, self._threads), context)
+        except Exception as raised:
+            error = raised
+        except asyncio.CancelledError as cancelled:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            error = RuntimeError(f"the handler cancelled itself: {cancelled}")
+        collector.closed = True
+        return Handled(envelope, handler, attempt, error, collector.publications, perf_counter() - started)
+
+    def _context(self, envelope: Envelope, attempt: int, collector: Collector) -> Context:
+        return Context(
+            event_id=envelope.id,
+            name=envelope.name,
+            key=envelope.key,
+            time=envelope.time,
+            source=envelope.source,
+            attempt=attempt,
+            correlation_id=envelope.story.correlation_id,
+            causation_id=envelope.story.causation_id,
+            resources=self._resources,
+            _collector=collector,
+        )
+
+    async def _call(self, handle: Callable[[], Awaitable[None]], context: Context) -> None:
+        """Call the handler through the functions around it."""
+        for around in reversed(self._it.around):
+            handle = _wrapped(around, context, handle)
+        await handle()
+
+    def _notice_newer(self, envelope: Envelope, known: int | None) -> None:
+        version = envelope.version
+        if known is None or version is None or version <= known or (envelope.name, version) in self._newer:
+            return
+        self._newer.add((envelope.name, version))
+        self._log.info("newer version", event_name=envelope.name, version=version, handled_as=known)
+
+    # -- how it ends ---------------------------------------------------------------------------------------------
+
+    async def _until_concluded(self, delivery: Delivery, message: Message, handled: Handled) -> None:
+        """Conclude, again and again while RabbitMQ does not confirm, until it does or the delivery is lost."""
+
+        def hopeless(state: RetryCallState) -> bool:
+            error = state.outcome.exception() if state.outcome else None
+            self._log.warning("not concluded", attempt=state.attempt_number, error=str(error))
+            return delivery.lost
+
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(BrokerError),
+            stop=hopeless,
+            wait=wait_random_exponential(multiplier=0.2, max=5),
+            retry_error_callback=lambda _: None,
+        )
+        await retrying(self._conclude, delivery, message, handled)
+
+    async def _conclude(self, delivery: Delivery, message: Message, handled: Handled) -> None:
+        error = handled.error
+        if error is None:
+            try:
+                await self._publish(handled.publications)
+            except (TooLarge, AccessRefused) as refused:  # trying again would not help: it is the handler's failure
+                error = refused
+        decision = decide(error, handled.attempt, self._ladder(handled.handler))
+        if error is not None:
+            await self._copy(message, self._failure(handled, error), decision)
+        await delivery.ack()
+        self._report(handled, error, decision)
+
+    async def _publish(self, publications: list[Publication]) -> None:
+        if len(publications) == 1:
+            await self._broker.send(publications[0])
+        elif publications:
+            results = await asyncio.gather(*map(self._broker.send, publications), return_exceptions=True)
+            for result in results:
+                if isinstance(result, BaseException):
+                    raise result
+
+    def _ladder(self, handler: Handler | None) -> Retry:
+        return handler.retry if handler is not None and handler.retry is not None else self._it.retry
+
+    def _failure(self, handled: Handled, error: Exception) -> Failure:
+        return Failure(
+            service=self._service,
+            handler=handled.handler.name if handled.handler else "",
+            error=error,
+            attempt=handled.attempt,
+            key=handled.envelope.key,
+            at=datetime.now(UTC),
+        )
+
+    async def _copy(self, message: Message, failure: Failure, decision: Decision) -> None:
+        """Send a copy to where the decision says."""
+        if isinstance(decision, RetryAfter):
+            queue = retry_queue(self._service, decision.delay)
+            if queue not in self._retry_queues:
+                await self._transport.declare(retry_topology(self._service, decision.delay))
+                self._retry_queues.add(queue)
+        else:
+            queue = dead_queue(self._service)
+        try:
+            await self._transport.publish(
+                copy(message, failure, queue), mandatory=True, timeout=self._settings.publish_timeout
+            )
+        except Unroutable:  # somebody deleted it
+            self._retry_queues.discard(queue)
+            raise
+
+    def _report(self, handled: Handled, error: Exception | None, decision: Decision) -> None:
+        envelope = handled.envelope
+        what = {
+            "event_name": envelope.name,
+            "event_id": str(envelope.id),
+            "correlation_id": str(envelope.story.correlation_id),
+            "source": envelope.source,
+            "attempt": handled.attempt,
+            "handler": handled.handler.name if handled.handler else None,
+            "took": round(handled.took, 6),
+        }
+        if envelope.story.causation_id is not None:
+            what["causation_id"] = str(envelope.story.causation_id)
+        why = f"{type(error).__name__}: {error}"
+        trace = None if isinstance(error, BrokerError) else error
+        match decision:
+            case Acknowledge():
+                self._log.debug("handled", **what)
+            case RetryAfter(delay):
+                self._log.warning("retrying", **what, delay=str(delay), error=why, exc_info=trace)
+            case DeadLetter():
+                self._log.error("dead", **what, error=why, exc_info=trace)
+
+
+def _wrapped(around: Around, context: Context, handle: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+    async def wrapped() -> None:
+        await around(context, handle)
+
+    return wrapped

@@ -1,0 +1,138 @@
+"""What the rest of the package asks of RabbitMQ, and what it may rely on: two small protocols.
+
+There are two implementations, ``broker.rabbitmq`` and ``broker.memory``; one conformance suite runs on both.
+
+The delivery contract:
+
+1. `Transport.publish` returned ⇒ the message is stored in every queue bound for it. It never returns early, never
+   hangs past its deadline, and after a failure the next one works.
+2. A queue hands each message to one consumer, in order, and keeps it until it is settled. What is not settled when
+   the consumer goes comes back, marked ``redelivered``.
+3. A message leaves a queue by one door: `Delivery.ack` (gone), `Delivery.reject` (to the dead letters, untouched),
+   or its time is up (from a retry queue back to its service). `Delivery.release` puts it back.
+4. After each start and each reconnect, a consumer gets one delivery at a time until one comes that is not
+   redelivered: a message that kills its process is found alone, and its neighbours do not pay for it.
+5. Settling a delivery whose connection is gone does nothing: RabbitMQ delivers it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+from broker.topology import Topology
+
+HeaderValue = str | int | float | bool | bytes | datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message as it is published. All of them are persistent.
+
+    Attributes:
+        exchange: where it is published; on a delivery, where it was.
+        key: its routing key.
+        body: the bytes.
+        type: the business event name, for people who look at queues. The envelope decides.
+        headers: scalars only; a transport sends no others.
+    """
+
+    exchange: str
+    key: str
+    body: bytes
+    content_type: str | None = None
+    type: str | None = None
+    correlation_id: str | None = None
+    app_id: str | None = None
+    timestamp: datetime | None = None
+    headers: Mapping[str, HeaderValue] = field(default_factory=dict)
+
+
+class Delivery(Protocol):
+    """A message that a queue handed out, to be settled once, by one of its three methods."""
+
+    @property
+    def message(self) -> Message:
+        """What was published."""
+
+    @property
+    def redelivered(self) -> bool:
+        """It was handed out before, and not settled."""
+
+    @property
+    def lost(self) -> bool:
+        """Its connection is gone: it will come again, and settling it does nothing."""
+
+    async def ack(self) -> None:
+        """It is done with."""
+
+    async def reject(self) -> None:
+        """Move it to the dead letters as it is, properties and all."""
+
+    async def release(self) -> None:
+        """Give it back; it comes again, here or to another process."""
+
+
+Receive = Callable[[Delivery], None]
+"""Takes a delivery. Must not block and must not raise."""
+
+
+class Consumer(Protocol):
+    """A subscription to one queue."""
+
+    async def cancel(self) -> None:
+        """Take no more deliveries. Those in hand stay ours to settle."""
+
+
+class Transport(Protocol):
+    """A way to RabbitMQ, or to what behaves like it."""
+
+    async def connect(self) -> None:
+        """Be ready to publish, with the exchange of all events and the event log in place.
+
+        Raises:
+            ConnectionFailed: nobody answered within ``BROKER_CONNECT_TIMEOUT``.
+            AccessRefused: login, virtual host or a permission was refused.
+            TopologyConflict: the exchange exists and is another one.
+        """
+
+    async def declare(self, topology: Topology) -> None:
+        """Make it so, now and after each reconnect.
+
+        Raises:
+            ConnectionFailed, AccessRefused, TopologyConflict: as for `connect`.
+        """
+
+    async def publish(self, message: Message, *, mandatory: bool, timeout: float) -> None:
+        """Publish, and return once it is stored in every queue bound for it.
+
+        Args:
+            message: what to publish.
+            mandatory: fail if no queue is bound for it.
+            timeout: the deadline in seconds, waiting for a reconnect included.
+
+        Raises:
+            NotConfirmed: no answer within the deadline. It may be stored.
+            PublishRefused: a queue refused it. Others may have stored it.
+            Unroutable: no queue is bound for it. It is not stored.
+            TooLarge: RabbitMQ takes none of this size. It is not stored.
+            AccessRefused: this user may not publish it. It is not stored.
+        """
+
+    async def consume(self, queue: str, receive: Receive, *, prefetch: int, offset: str | None = None) -> Consumer:
+        """Have a queue's messages handed to ``receive``, again after each reconnect.
+
+        Args:
+            queue: its name.
+            receive: called for each delivery.
+            prefetch: how many may be in hand at a time.
+            offset: for a stream, where to begin: ``"first"``, ``"next"``, ``"1h"`` …
+        """
+
+    def problems(self) -> list[str]:
+        """What is wrong right now, in words; empty when all is well."""
+
+    async def close(self) -> None:
+        """Let go of everything. What is not settled comes again."""
