@@ -36,7 +36,11 @@ def configure(settings: Settings) -> None:
 def _rendering(settings: Settings) -> list[Processor]:
     console = settings.logging_format == "console" or (settings.logging_format == "auto" and sys.stderr.isatty())
     if console:
-        return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=12)]
+        return [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), pad_event_to=12, exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
     return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
 
 

@@ -230,6 +230,9 @@ class Memory:
             raise Unroutable(f"RabbitMQ returned it: NO_ROUTE, exchange {message.exchange!r}")
         await asyncio.sleep(0)  # others may run, as they may while RabbitMQ confirms
 
+    async def until_trusted(self, queue: str) -> None:
+        """Always."""
+
     async def consume(self, queue: str, receive: Receive, *, prefetch: int, offset: str | None = None) -> Consumer:
         stored = self._server.queues[queue]
         consumer = MemoryConsumer(self._server, stored, receive, prefetch, offset)

@@ -248,7 +248,7 @@ async def _run(service: Service, settings: Settings, log: FilteringBoundLogger) 
             started.set()
             await stop.wait()
     except BrokerError as error:
-        log.error("failed", reason=type(error).__name__, error=str(error))
+        log.error("failed", reason=type(error).__name__, error=str(error))  # noqa: TRY400  (the message says it all)
         return error.exit_code
     except asyncio.CancelledError:
         if not stop.is_set():

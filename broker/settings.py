@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     )
     log: bool = Field(
         default=True,
-        description="Keep every event in the event log, the stream `<exchange>.log`. Off: nothing is kept.",
+        description="Keep every event in the event log, the stream `<exchange>.log`.",
     )
     log_max_age: str = Field(
         default="7D",
@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     )
     publish_timeout: Seconds = Field(
         default=10,
-        description="Deadline of a publish, waiting for a reconnect included. Then `NotConfirmed` is raised.",
+        description="Deadline of a publish, waiting for a reconnect included; then `NotConfirmed`.",
     )
     connect_timeout: Seconds = Field(
         default=10, description="How long the first connection may take, all tries together, before `ConnectionFailed`."
@@ -77,7 +77,7 @@ class Settings(BaseSettings):
         default=None,
         ge=0,
         le=65535,
-        description="Port of a service's health over HTTP (`/live`, `/ready`). Unset: none.",
+        description="Port of a service's health over HTTP (`/live`, `/ready`). Unset: off.",
     )
     health_host: str = Field(default="127.0.0.1", description="Address on which health is served.")
     modules: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -87,7 +87,7 @@ class Settings(BaseSettings):
     )
     logging_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info",
-        description="Least level of the log lines written. `debug` shows each event published and handled.",
+        description="Least level of log lines. `debug` shows each event published and handled.",
     )
     logging_format: Literal["auto", "console", "json"] = Field(
         default="auto", description="`auto`: for people on a terminal, JSON lines otherwise."

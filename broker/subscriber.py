@@ -268,10 +268,13 @@ class Subscriber:
             except (TooLarge, AccessRefused) as refused:  # trying again would not help: it is the handler's failure
                 error = refused
         decision = decide(error, handled.attempt, self._ladder(handled.handler))
-        if error is not None:
-            await self._copy(message, self._failure(handled, error), decision)
-        await delivery.ack()
+        queue = self._copy_goes_to(decision)
+        if error is not None and queue is not None:
+            await self._copy(copy(message, self._failure(handled, error), queue), decision)
         self._report(handled, error, decision)
+        if queue is not None:
+            await self._transport.until_trusted(queue)
+        await delivery.ack()
 
     async def _publish(self, publications: list[Publication]) -> None:
         if len(publications) == 1:
@@ -295,21 +298,23 @@ class Subscriber:
             at=datetime.now(UTC),
         )
 
-    async def _copy(self, message: Message, failure: Failure, decision: Decision) -> None:
-        """Send a copy to where the decision says."""
-        if isinstance(decision, RetryAfter):
-            queue = retry_queue(self._service, decision.delay)
-            if queue not in self._retry_queues:
-                await self._transport.declare(retry_topology(self._service, decision.delay))
-                self._retry_queues.add(queue)
-        else:
-            queue = dead_queue(self._service)
+    def _copy_goes_to(self, decision: Decision) -> str | None:
+        match decision:
+            case RetryAfter(delay):
+                return retry_queue(self._service, delay)
+            case DeadLetter():
+                return dead_queue(self._service)
+        return None
+
+    async def _copy(self, message: Message, decision: Decision) -> None:
+        """Send a copy away, and await its confirm. A retry queue is declared when first needed."""
+        if isinstance(decision, RetryAfter) and message.key not in self._retry_queues:
+            await self._transport.declare(retry_topology(self._service, decision.delay))
+            self._retry_queues.add(message.key)
         try:
-            await self._transport.publish(
-                copy(message, failure, queue), mandatory=True, timeout=self._settings.publish_timeout
-            )
+            await self._transport.publish(message, mandatory=True, timeout=self._settings.publish_timeout)
         except Unroutable:  # somebody deleted it
-            self._retry_queues.discard(queue)
+            self._retry_queues.discard(message.key)
             raise
 
     def _report(self, handled: Handled, error: Exception | None, decision: Decision) -> None:

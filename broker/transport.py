@@ -121,6 +121,12 @@ class Transport(Protocol):
             AccessRefused: this user may not publish it. It is not stored.
         """
 
+    async def until_trusted(self, queue: str) -> None:
+        """Return once a confirm of this queue can be relied on: a moment after it was first declared.
+
+        The original of a copy into a queue is acknowledged only then.
+        """
+
     async def consume(self, queue: str, receive: Receive, *, prefetch: int, offset: str | None = None) -> Consumer:
         """Have a queue's messages handed to ``receive``, again after each reconnect.
 

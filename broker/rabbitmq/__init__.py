@@ -5,6 +5,6 @@
 - `transport`: publishing and consuming over two links, one each, so that a blocked publisher never starves a consumer.
 """
 
-from broker.rabbitmq.transport import RabbitMQ
+from broker.rabbitmq.transport import RabbitMQ, delete
 
-__all__ = ["RabbitMQ"]
+__all__ = ["RabbitMQ", "delete"]

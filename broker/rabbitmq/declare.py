@@ -78,3 +78,12 @@ async def _bind(link: Link, binding: Binding, *, shared: bool) -> None:
     except ChannelAccessRefused:
         if not shared:  # whoever created the log bound it
             raise
+
+
+async def remove(link: Link, topology: Topology) -> None:
+    """Delete what was declared, with whatever is in it. For tests: nothing else deletes."""
+    async with link.scratch() as channel:
+        for queue in topology.queues:
+            await channel.queue_delete(queue.name)
+        for exchange in topology.exchanges:
+            await channel.exchange_delete(exchange.name)

@@ -16,7 +16,8 @@ from pamqp import commands as amqp
 from structlog.typing import FilteringBoundLogger
 
 from broker.errors import AccessRefused, NotConfirmed, PublishRefused, TooLarge, Unroutable
-from broker.rabbitmq.declare import apply
+from broker.logs import logger
+from broker.rabbitmq.declare import apply, remove
 from broker.rabbitmq.link import FAILURES, Link, reason, translate
 from broker.settings import Settings
 from broker.topology import Topology, shared_topology
@@ -83,8 +84,6 @@ class RabbitMQ:
         try:
             async with asyncio.timeout(timeout):
                 await self._publish_until_answered(message, mandatory=mandatory)
-                if message.exchange != self._settings.exchange:  # a service's own: keys are its queues' names
-                    await self._until_trusted(message.key)
         except TimeoutError:
             problem = self._publishing.problem
             raise NotConfirmed(f"no confirm within {timeout:g} s{f': {problem}' if problem else ''}") from None
@@ -134,8 +133,7 @@ class RabbitMQ:
         if isinstance(error, ChannelAccessRefused) and ours:
             raise AccessRefused(f"RabbitMQ refused the publish: {text}. Grant write permission for this key.")
 
-    async def _until_trusted(self, queue: str) -> None:
-        """Await the age at which the confirm of a queue just declared counts."""
+    async def until_trusted(self, queue: str) -> None:
         wait = self._trusted_at.get(queue, 0.0) - asyncio.get_running_loop().time()
         if wait > 0:
             await asyncio.sleep(wait)
@@ -273,6 +271,20 @@ class RabbitMQDelivery:
     async def release(self) -> None:
         with contextlib.suppress(*FAILURES):
             await self._channel.basic_nack(self._tag, requeue=True, wait=False)
+
+
+async def delete(topology: Topology, settings: Settings) -> None:
+    """Delete what a test declared. Raises as `RabbitMQ.connect` does."""
+
+    async def nothing(_: AbstractChannel) -> None:
+        pass
+
+    link = Link(settings, "publish", nothing, logger(settings), "delete")
+    await link.open()
+    try:
+        await remove(link, topology)
+    finally:
+        await link.close()
 
 
 def _properties(message: Message) -> amqp.Basic.Properties:

@@ -11,6 +11,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import httpx
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from broker.errors import AccessRefused, BrokerError, ConnectionFailed
 from broker.settings import Settings, hosts_of
@@ -24,6 +25,10 @@ DEFAULT_PORT = 15672
 
 class ManagementFailed(BrokerError):
     """The management API refused a request for another reason than the login, which the message names."""
+
+
+class _Passing(ManagementFailed):
+    """RabbitMQ failed over a request; it may not the next time."""
 
 
 Table: TypeAlias = Annotated[dict[str, Any], BeforeValidator(lambda value: value or {})]
@@ -243,7 +248,11 @@ class Management:
         return _quoted(self.vhost)
 
     async def _get(self, path: str) -> bytes:
-        return await self._send("GET", path)
+        """Reading is tried again: RabbitMQ answers 500 for a moment while a queue comes or goes."""
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(_Passing), stop=stop_after_delay(3), wait=wait_fixed(0.1), reraise=True
+        )
+        return await retrying(self._send, "GET", path)
 
     async def _send(self, method: str, path: str, content: Mapping[str, object] | None = None) -> bytes:
         try:
@@ -265,7 +274,8 @@ class Management:
                 "'management' to look, 'administrator' to change users and virtual hosts? "
                 f"Has it permissions in {self.vhost!r}?"
             )
-        return ManagementFailed(f"{request} at {self.address}: {_reason(answer)}.")
+        kind = _Passing if answer.is_server_error else ManagementFailed
+        return kind(f"{request} at {self.address}: {_reason(answer)}.")
 
 
 def _reason(answer: httpx.Response) -> str:

@@ -264,7 +264,7 @@ class Node:
     def _answers(self) -> bool:
         if self._process is not None and self._process.poll() is not None:
             raise NodeFailed(f"rabbitmq-server ended with status {self._process.returncode}: {self._last_words()}")
-        return management_answers(self.management_url, self.url) and amqp_version(self.url) is not None
+        return management_answers(self.management_url, login(self.url)) and amqp_version(self.url) is not None
 
     def _last_words(self) -> str:
         words = (self.folder / "output").read_text(errors="replace").strip().splitlines()
@@ -346,10 +346,10 @@ def amqp_version(url: str, timeout: float = 2.0) -> str | None:
     return found[1].decode() if found else None
 
 
-def management_answers(management_url: str, url: str, timeout: float = 2.0) -> bool:
-    """Whether the management HTTP API takes this URL's login."""
+def management_answers(management_url: str, user: tuple[str, str], timeout: float = 2.0) -> bool:
+    """Whether the management HTTP API takes this user and password."""
     try:
-        return httpx.get(f"{management_url}/api/overview", auth=login(url), timeout=timeout).is_success
+        return httpx.get(f"{management_url}/api/overview", auth=user, timeout=timeout).is_success
     except httpx.HTTPError:
         return False
 

@@ -21,10 +21,13 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
+
+from pydantic import SecretStr
 
 from broker.errors import ConnectionFailed
 from broker.settings import Settings, hosts_of, readable
+from broker.tools.management import DEFAULT_PORT
 from broker.tools.node import (
     START_TIMEOUT,
     Node,
@@ -33,6 +36,7 @@ from broker.tools.node import (
     amqp_version,
     free_ports,
     installed,
+    login,
     management_answers,
     wait_until,
 )
@@ -70,7 +74,23 @@ class Server:
     """Where it came from, for people."""
     version: str
     stop_command: str = ""
-    """A shell command that ends it; empty when it is not ours to end."""
+    """A shell command that ends it, when it was started here and may be kept."""
+    ours: bool = True
+    """Whether it was started here. One that somebody pointed at holds what is not ours."""
+    api_login: tuple[str, str] | None = None
+    """User and password of the management API, where they are not those of ``url``."""
+
+    @property
+    def login(self) -> tuple[str, str]:
+        """User and password of the management API: never print them."""
+        return self.api_login or login(self.url)
+
+    @property
+    def api_url(self) -> str:
+        """Address of the management API, login included: never print it."""
+        user, password = (quote(part, safe="") for part in self.login)
+        parts = urlsplit(self.management_url)
+        return parts._replace(netloc=f"{user}:{password}@{parts.netloc}").geturl()
 
 
 @dataclass(frozen=True)
@@ -157,20 +177,25 @@ def pointed_at(settings: Settings) -> Iterator[Server]:
     url = settings.url.get_secret_value()
     if (version := amqp_version(url)) is None:
         raise NotAvailable(f"no RabbitMQ answers at {readable(url)}")
-    management_url = _management_url(settings)
-    if not management_answers(management_url, url):
+    parts = urlsplit((settings.management_url or SecretStr(_default_management(url))).get_secret_value())
+    server = Server(
+        url=url,
+        management_url=parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/"),
+        origin=f"BROKER_URL ({readable(url)})",
+        version=version,
+        ours=False,
+        api_login=(unquote(parts.username), unquote(parts.password or "")) if parts.username else None,
+    )
+    if not management_answers(server.management_url, server.login):
         raise NotAvailable(
-            f"its management API at {management_url} does not take this login: "
+            f"its management API at {server.management_url} does not take the login: "
             "is the management plugin enabled, and has the user the tag administrator? (BROKER_MANAGEMENT_URL)"
         )
-    yield Server(url, management_url, f"BROKER_URL ({readable(url)})", version)
+    yield server
 
 
-def _management_url(settings: Settings) -> str:
-    if settings.management_url is None:
-        return f"http://{urlsplit(hosts_of(settings.url.get_secret_value())[0]).hostname}:15672"
-    parts = urlsplit(settings.management_url.get_secret_value())
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+def _default_management(url: str) -> str:
+    return f"http://{urlsplit(hosts_of(url)[0]).hostname}:{DEFAULT_PORT}"
 
 
 @contextlib.contextmanager
@@ -305,7 +330,7 @@ def _fetch_image(say: Say) -> None:
 def _ready(url: str, management_url: str, origin: str, stop_command: str = "") -> Server:
     try:
         wait_until(
-            lambda: management_answers(management_url, url) and amqp_version(url) is not None,
+            lambda: management_answers(management_url, login(url)) and amqp_version(url) is not None,
             START_TIMEOUT,
             f"the RabbitMQ of the image {IMAGE} did not answer within {START_TIMEOUT:.0f} s",
         )
