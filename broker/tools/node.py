@@ -121,7 +121,7 @@ class Node:
     @property
     def stop_command(self) -> str:
         """A shell command that ends the node and removes its folder."""
-        return f"kill -KILL -- -{self.pid}; rm -rf -- {shlex.quote(str(self.folder))}"
+        return f"kill -9 -{self.pid}; rm -rf {shlex.quote(str(self.folder))}"  # the form that every sh takes
 
     def start(self, timeout: float = START_TIMEOUT) -> None:
         """Start the node, again with the same data if it ran before; returns when AMQP and management answer."""
