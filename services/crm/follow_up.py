@@ -54,7 +54,8 @@ def compose(order: NewOrderPlaced, customer: Customer, *, sender: str, date: dat
     content = {"name": name, "order_id": order.order_id, "lines": order.lines, "total": order.total}
     message = EmailMessage(policy=SMTP.clone(cte_type="7bit"))  # any server takes it
     message["From"] = sender
-    message["To"] = Address(name, *customer.email.rsplit("@", 1))
+    # "=?" begins an encoded word, which the email package would decode, line breaks included.
+    message["To"] = Address(name.replace("=?", "= ?"), *customer.email.rsplit("@", 1))
     message["Subject"] = f"Your order {order.order_id}"
     message["Date"] = format_datetime(date)
     message["Message-ID"] = f"<{order.order_id}@{sender.rsplit('@', 1)[-1]}>"

@@ -257,7 +257,7 @@ async def read_each(texts: Iterable[str]) -> AsyncIterator[str]:
 
 
 def quiet() -> BrokerSettings:
-    """The environment's settings, the log silent unless ``BROKER_LOGGING_LEVEL`` is set: commands speak for themselves."""
+    """The environment's settings. Commands speak for themselves: no log lines unless their level is set."""
     settings = BrokerSettings()
     if "logging_level" in settings.model_fields_set:
         return settings
