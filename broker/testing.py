@@ -227,6 +227,10 @@ class Recorded:
         """Consume without writing it down."""
         return await self._inner.consume(self._prefix + queue, receive, prefetch=100)
 
+    async def forward(self, message: Message) -> None:
+        """Publish without writing it down."""
+        await self._inner.publish(replace(message, exchange=self._prefix + message.exchange), mandatory=True, timeout=5)
+
     def problems(self) -> list[str]:
         return self._inner.problems()
 
@@ -331,11 +335,7 @@ class Harness:
         await self._stack.__aexit__(kind, error, trace)
 
     def _transport(self, name: str) -> Recorded:
-        inner: Transport
-        if self._url is None:
-            inner = Memory(self._server, self._settings)
-        else:
-            inner = self._rabbitmq(name)
+        inner = Memory(self._server, self._settings) if self._url is None else self._rabbitmq(name)
         self._transports[name] = Recorded(inner, self._journal, name, self._prefix)
         return self._transports[name]
 
@@ -396,7 +396,8 @@ class Harness:
             journal.now = max(journal.now, due.due)
             journal.waiting.remove(due)
             journal.expected[due.passage] += 1
-            await self._bring_forward(due)
+            async with asyncio.timeout(10):
+                await self._bring_forward(due)
             await self.settled()
         journal.now = end
         self._server.move_to(end)
@@ -406,23 +407,24 @@ class Harness:
             self._server.move_to(due.due)
             return
         service = due.passage.service
-        transport, journal = self._transports[service], self._journal
+        transport = self._transports[service]
         found: asyncio.Queue[Delivery] = asyncio.Queue()
-        consumer = await transport.take(due.queue, found.put_nowait)
         others: list[Delivery] = []
-        while journal.expected[due.passage] > 0:  # RabbitMQ may bring it back by itself meanwhile
-            with suppress(TimeoutError):
-                delivery = await asyncio.wait_for(found.get(), 0.05)
-                message = replace(delivery.message, exchange=service, key=service)
-                if journal.passage(service, message) != due.passage:
-                    others.append(delivery)
-                    continue
-                await transport._inner.publish(
-                    replace(message, exchange=self._prefix + service), mandatory=True, timeout=5
-                )
+        consumer = await transport.take(due.queue, found.put_nowait)
+        while self._journal.expected[due.passage] > 0:  # RabbitMQ may have brought it back by itself meanwhile
+            try:
+                delivery = await asyncio.wait_for(found.get(), 0.1)
+            except TimeoutError:
+                continue
+            message = replace(delivery.message, exchange=service, key=service)
+            if self._journal.passage(service, message) == due.passage:
+                await transport.forward(message)
                 await delivery.ack()
                 break
+            others.append(delivery)
         await consumer.cancel()
+        while not found.empty():
+            others.append(found.get_nowait())
         for delivery in others:
             await delivery.release()
 
