@@ -111,5 +111,8 @@ class Reject(BrokerError):
 
 def near_miss(word: str, known: Iterable[str]) -> str:
     """A question naming what was probably meant, ready to end an error message, or nothing."""
-    close = get_close_matches(word, list(known), n=3, cutoff=0.6)
-    return f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
+    known = list(dict.fromkeys(known))
+    close = get_close_matches(word, known, n=3) or [
+        name for name in known if get_close_matches(word.casefold(), name.casefold().replace(".", " ").split())
+    ]
+    return f" Did you mean {' or '.join(repr(match) for match in close[:3])}?" if close else ""
