@@ -79,9 +79,10 @@ def wait_for(work: Coroutine[Any, Any, T]) -> T:
 
 
 def settings() -> Settings:
-    """The environment's settings, with log lines set up by them."""
+    """The environment's settings, with log lines set up by them; unasked, a command logs nothing but warnings."""
     found = Settings()
-    logs.configure(found)
+    unasked = "logging_level" not in found.model_fields_set
+    logs.configure(found.model_copy(update={"logging_level": "warning"}) if unasked else found)
     return found
 
 
@@ -212,7 +213,10 @@ def show_line(it: Line) -> None:
             json.dumps(envelope.data, ensure_ascii=True),
         )
     console = out()
-    console.print(text, no_wrap=console.is_terminal, overflow="ellipsis", soft_wrap=not console.is_terminal)
+    if console.is_terminal:
+        console.print(text, no_wrap=True, overflow="ellipsis")
+    else:
+        console.print(text, soft_wrap=True)
 
 
 @app.command(epilog=EXIT_CODES, short_help="Who publishes what, and who subscribes.")

@@ -270,9 +270,8 @@ def _exit_at_once(code: int) -> NoReturn:
 def settings_problem(error: ValidationError) -> str:
     """What is wrong in the environment, one line for each setting, without its value."""
     lines = [
-        f"BROKER_{'_'.join(str(part) for part in problem['loc']).upper()}: {problem['msg']}"
-        if problem["loc"]
-        else problem["msg"]
+        (f"BROKER_{problem['loc'][0]}: ".upper() if problem["loc"] else "")
+        + problem["msg"].removeprefix("Value error, ")
         for problem in error.errors(include_url=False, include_input=False, include_context=False)
     ]
     return "Wrong settings:\n  " + "\n  ".join(lines)

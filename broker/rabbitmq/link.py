@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
+from errno import errorcode
 from typing import Literal
 from urllib.parse import urlencode, urlsplit
 
@@ -48,7 +50,7 @@ def translate(error: BaseException, url: str) -> BrokerError:
         return error
     if isinstance(error, ProbableAuthenticationError) or "ACCESS_REFUSED - Login" in text:
         return AccessRefused(f"RabbitMQ at {where} refused the login. Check user and password in BROKER_URL.")
-    if isinstance(error, ConnectionNotAllowed) or "NOT_ALLOWED" in text:
+    if isinstance(error, ConnectionNotAllowed) or "Connection.OpenOk" in text:  # it closes instead of opening
         return AccessRefused(
             f"RabbitMQ at {where} has no such virtual host, or this user may not use it. "
             "Check the last part of BROKER_URL, or: rabbitmqctl add_vhost / set_permissions."
@@ -111,7 +113,7 @@ class Link:
             retry=retry_if_exception_type(ConnectionFailed),
             stop=stop_after_delay(timeout),
             wait=wait_random_exponential(multiplier=0.1, max=2),
-            before_sleep=self._report,
+            before_sleep=self._say_why,
             reraise=True,
         )
         try:
@@ -120,10 +122,6 @@ class Link:
         except TimeoutError:
             raise ConnectionFailed(f"No RabbitMQ answered at {self._settings.server} within {timeout:g} s.") from None
         self._supervisor = asyncio.create_task(self._supervise(), name=self._name)
-
-    def _report(self, state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        self._log.info("connecting", attempt=state.attempt_number, error=str(error))
 
     async def channel(self) -> AbstractChannel:
         """The channel, as soon as there is one. The caller brings the deadline."""
@@ -155,11 +153,11 @@ class Link:
             retrying = AsyncRetrying(
                 retry=retry_if_exception_type(BrokerError),
                 wait=wait_random_exponential(multiplier=0.1, max=5),
-                before_sleep=self._remember,
+                before_sleep=self._say_why,
             )
             await retrying(self._connect)
 
-    def _remember(self, state: RetryCallState) -> None:
+    def _say_why(self, state: RetryCallState) -> None:
         """Say a new reason once; an outage of hours is not a line every five seconds."""
         why = str(state.outcome.exception()) if state.outcome else ""
         if why != self._why:
@@ -245,4 +243,6 @@ def reason(error: BaseException | None) -> str:
         return "connection closed"
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if error.args and isinstance(error.args[0], int) and error.args[0] in errorcode:
+        return os.strerror(error.args[0])
     return " ".join(str(part) for part in error.args) or type(error).__name__
