@@ -10,15 +10,16 @@ from uuid import UUID
 
 import typer
 from pydantic import ValidationError
+from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 from sqlalchemy.exc import DBAPIError
 
 from services.contracts.storage import DatabaseUnusable, open_database
 from services.crm import Settings, follow_up, records, service
 from services.crm.records import CustomerRecord
-from services.crm.store import Base, Status
+from services.crm.store import Base
 
 T = TypeVar("T")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -42,7 +43,7 @@ def list_customers(as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps([described(record) for record in known]))
         return
-    table = Table("id", "name", "e-mail", "orders")
+    table = Table(Column("id", no_wrap=True), "name", "e-mail", "orders", box=SIMPLE)
     for record in known:
         table.add_row(str(record.customer_id), printable(record.name), printable(record.email), str(len(record.orders)))
     Console().print(table)
@@ -59,11 +60,10 @@ def show(customer_id: Annotated[UUID, typer.Argument(help="Which customer.")], a
         return
     console = Console()
     console.print(printable(f"{record.name} <{record.email}>"))
-    table = Table("order", "total", *Status, "follow-up")
+    table = Table(Column("order", no_wrap=True), "placed", "total", "status", box=SIMPLE)
     for order in record.orders:
-        reached = {fact.status: f"{fact.at:%Y-%m-%d %H:%M:%S}" for fact in order.history}
-        progress = [reached.get(status, "") for status in Status]
-        table.add_row(str(order.order_id), str(order.total), *progress, printable(email_of(order.order_id) or ""))
+        placed = f"{order.history[0].at:%Y-%m-%d %H:%M}"
+        table.add_row(str(order.order_id), placed, str(order.total), order.status)
     console.print(table)
 
 

@@ -10,8 +10,9 @@ from uuid import UUID
 
 import typer
 from pydantic import ValidationError
+from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 from sqlalchemy.exc import DBAPIError
 
@@ -90,7 +91,7 @@ def change(
 def announce(as_json: AsJson = False) -> None:
     """Publish the current state of every customer: for subscribers that join late, and after a failed publish."""
     stored = run(read())
-    run(publish(stored))
+    run(publish(publisher(), stored))
     typer.echo(json.dumps({"announced": len(stored)}) if as_json else f"Announced {len(stored)} customers.")
 
 
@@ -106,6 +107,7 @@ def list_customers(as_json: AsJson = False) -> None:
 
 async def store_and_publish(store: Callable[[Database], Awaitable[Changes]], as_json: bool) -> None:
     """Store a change, print it, publish it: in this order, so that nothing is told that is not so."""
+    broker = publisher()  # what is wrong with its settings shows before anything is stored
     async with open_database(Settings().database, Base.metadata) as database:
         changes = await store(database)
     if as_json:
@@ -113,7 +115,7 @@ async def store_and_publish(store: Callable[[Database], Awaitable[Changes]], as_
             typer.echo(customer.model_dump_json())
     else:
         show(changes)
-    await publish(changes)
+    await publish(broker, changes)
 
 
 async def read() -> Changes:
@@ -121,14 +123,14 @@ async def read() -> Changes:
         return await customers.everything(database)
 
 
-async def publish(changes: Changes) -> None:
+async def publish(broker: Broker, changes: Changes) -> None:
     """Publish what is stored, and wait for RabbitMQ's confirm."""
-    async with Broker(source="customer", settings=quiet()) as broker:
+    async with broker:
         await broker.publish_many(changes)
 
 
 def show(changes: Changes) -> None:
-    table = Table("id", "revision", "name", "e-mail")
+    table = Table(Column("id", no_wrap=True), "revision", "name", "e-mail", box=SIMPLE)
     for customer in changes:
         table.add_row(
             str(customer.customer_id), str(customer.revision), printable(customer.name), printable(customer.email)
@@ -136,12 +138,12 @@ def show(changes: Changes) -> None:
     Console().print(table)
 
 
-def quiet() -> BrokerSettings:
-    """The environment's settings. Commands speak for themselves: no log lines unless their level is set."""
+def publisher() -> Broker:
+    """The broker, not connected yet. Commands speak for themselves: no log lines unless their level is set."""
     settings = BrokerSettings()
-    if "logging_level" in settings.model_fields_set:
-        return settings
-    return settings.model_copy(update={"logging_level": "error"})
+    if "logging_level" not in settings.model_fields_set:
+        settings = settings.model_copy(update={"logging_level": "error"})
+    return Broker(source="customer", settings=settings)
 
 
 def printable(text: str) -> Text:

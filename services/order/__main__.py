@@ -12,8 +12,9 @@ from uuid import UUID
 
 import typer
 from pydantic import ValidationError
+from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 from sqlalchemy.exc import DBAPIError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
@@ -103,13 +104,11 @@ def list_orders(as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps([order.model_dump(mode="json") for order in placed]))
         return
-    table = Table("id", "placed", "customer", "lines", "total", "status")
+    table = Table(Column("id", no_wrap=True), "placed", "total", "status", box=SIMPLE)
     for order in placed:
         table.add_row(
             str(order.order_id),
-            f"{order.history[0].at:%Y-%m-%d %H:%M:%S}",
-            str(order.customer_id),
-            str(len(order.lines)),
+            f"{order.history[0].at:%Y-%m-%d %H:%M}",
             str(order.total),
             order.status if order.published else f"{order.status}, not published",
         )
@@ -127,7 +126,7 @@ def show(order_id: Annotated[UUID, typer.Argument(help="Which order.")], as_json
         return
     console = Console()
     console.print(f"order {order.order_id}\ncustomer {order.customer_id}\naddress {order.address_id}", highlight=False)
-    table = Table("item", "name", "quantity", "price")
+    table = Table("item", "name", "quantity", "price", box=SIMPLE)
     for line in order.lines:
         table.add_row(str(line.item_id), printable(line.name), str(line.quantity), str(line.price))
     console.print(table, f"total {order.total}", "" if order.published else "not published", highlight=False)
@@ -142,7 +141,7 @@ def show_copies(as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(known.model_dump_json())
         return
-    table = Table("copy of", "id", "revision", "details")
+    table = Table("copy of", Column("id", no_wrap=True), "revision", "details", box=SIMPLE)
     for customer in known.customers:
         details = printable(f"{customer.name}, {customer.email}")
         table.add_row("customer", str(customer.customer_id), str(customer.revision), details)
@@ -159,11 +158,11 @@ async def place_each(texts: Iterable[str], wait: float, as_json: bool, where: st
     worst = 0
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(Settings().database, Base.metadata))
-        publisher: Broker | BrokerError
+        broker: Broker | BrokerError
         try:
-            publisher = await stack.enter_async_context(Broker(source="order", settings=quiet()))
+            broker = await stack.enter_async_context(publisher())
         except BrokerError as error:
-            publisher = error  # orders are placed all the same, and published later
+            broker = error  # orders are placed all the same, and published later
         number = 0
         async for text in read_each(texts):
             number += 1
@@ -179,7 +178,7 @@ async def place_each(texts: Iterable[str], wait: float, as_json: bool, where: st
                 worst = max(worst, 2)
                 continue
             try:
-                order = await publish_order(publisher, database, order)
+                order = await publish_order(broker, database, order)
             except BrokerError as error:
                 typer.echo(NOT_PUBLISHED.format(f"Order {order.order_id}", error), err=True)
                 worst = max(worst, error.exit_code)
@@ -200,11 +199,11 @@ async def place_when_known(database: Database, wanted: WantedOrder, wait: float)
     raise AssertionError("unreachable: the last attempt raises")
 
 
-async def publish_order(publisher: Broker | BrokerError, database: Database, order: PlacedOrder) -> PlacedOrder:
+async def publish_order(broker: Broker | BrokerError, database: Database, order: PlacedOrder) -> PlacedOrder:
     """Publish a stored order and note that it is. Raises as `Broker.publish` does."""
-    if isinstance(publisher, BrokerError):
-        raise publisher
-    await publisher.publish(order.event, id=order.event_id)
+    if isinstance(broker, BrokerError):
+        raise broker
+    await broker.publish(order.event, id=order.event_id)
     await orders.confirmed(database, order.order_id)
     return order.model_copy(update={"published": True})
 
@@ -212,7 +211,7 @@ async def publish_order(publisher: Broker | BrokerError, database: Database, ord
 async def publish_stored() -> int:
     async with (
         open_database(Settings().database, Base.metadata) as database,
-        Broker(source="order", settings=quiet()) as broker,
+        publisher() as broker,
     ):
         unpublished = await orders.unpublished(database)
         for order in unpublished:
@@ -256,12 +255,12 @@ async def read_each(texts: Iterable[str]) -> AsyncIterator[str]:
         yield text
 
 
-def quiet() -> BrokerSettings:
-    """The environment's settings. Commands speak for themselves: no log lines unless their level is set."""
+def publisher() -> Broker:
+    """The broker, not connected yet. Commands speak for themselves: no log lines unless their level is set."""
     settings = BrokerSettings()
-    if "logging_level" in settings.model_fields_set:
-        return settings
-    return settings.model_copy(update={"logging_level": "error"})
+    if "logging_level" not in settings.model_fields_set:
+        settings = settings.model_copy(update={"logging_level": "error"})
+    return Broker(source="order", settings=settings)
 
 
 def printable(text: str) -> Text:

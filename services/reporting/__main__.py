@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Coroutine
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from sqlalchemy.exc import DBAPIError
 
 from services.contracts.storage import DatabaseUnusable, open_database
@@ -57,15 +58,15 @@ def show(
 
 @app.command("list")
 def list_orders(as_json: AsJson = False) -> None:
-    """List all orders and when they were placed, packed and dispatched."""
+    """List all orders; with --json, when each was placed, packed and dispatched."""
     known = run(read_orders())
     if as_json:
         typer.echo(json.dumps([order.model_dump(mode="json") for order in known]))
         return
-    table = Table("order", "total", "placed", "packed", "dispatched")
+    table = Table(Column("order", no_wrap=True), "placed", "total", "status", box=SIMPLE)
     for order in known:
-        times = [clock(at) for at in (order.placed_at, order.packed_at, order.dispatched_at)]
-        table.add_row(str(order.order_id), str(order.total or ""), *times)
+        placed = f"{order.placed_at:%Y-%m-%d %H:%M}" if order.placed_at else ""
+        table.add_row(str(order.order_id), placed, str(order.total or ""), order.status)
     Console().print(table)
 
 
@@ -96,10 +97,6 @@ async def read_levels(over: timedelta) -> Levels:
 async def read_orders() -> list[OrderLine]:
     async with open_database(Settings().database, Base.metadata) as database:
         return await levels.orders(database)
-
-
-def clock(at: datetime | None) -> str:
-    return "" if at is None else f"{at:%Y-%m-%d %H:%M:%S.%f}"
 
 
 def run(command: Coroutine[Any, Any, T]) -> T:
