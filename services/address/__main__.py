@@ -151,7 +151,7 @@ def show(changes: Changes) -> None:
             str(address.address_id),
             str(address.revision),
             printable(f"{address.street}, {address.postcode} {address.city}, {address.country}"),
-            str(address.customer_id),
+            printable(str(address.customer_id)),
         )
     Console().print(table)
 
@@ -166,7 +166,7 @@ def publisher() -> Broker:
 
 def printable(text: str) -> Text:
     """Text from elsewhere, without what would steer the terminal."""
-    return Text("".join(character if character.isprintable() else " " for character in text))
+    return Text("".join(character if character.isprintable() else " " for character in text), overflow="fold")
 
 
 def run(command: Coroutine[Any, Any, T]) -> T:

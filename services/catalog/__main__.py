@@ -149,7 +149,7 @@ def publisher() -> Broker:
 
 def printable(text: str) -> Text:
     """Text from elsewhere, without what would steer the terminal."""
-    return Text("".join(character if character.isprintable() else " " for character in text))
+    return Text("".join(character if character.isprintable() else " " for character in text), overflow="fold")
 
 
 def run(command: Coroutine[Any, Any, T]) -> T:

@@ -92,7 +92,7 @@ async def read_one(customer_id: UUID) -> CustomerRecord | None:
 
 def printable(text: str) -> Text:
     """Text from elsewhere, without what would steer the terminal."""
-    return Text(follow_up.one_line(text))
+    return Text(follow_up.one_line(text), overflow="fold")
 
 
 def run(command: Coroutine[Any, Any, T]) -> T:

@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from broker import Context, Service
 from services.contracts import OrderDispatched, OrderPacked
 from services.contracts.storage import Database, open_database
-from services.dispatch.store import Base, is_dispatched, record
+from services.dispatch.store import Base, DispatchedOrder
 
 
 class Settings(BaseSettings):
@@ -52,7 +52,10 @@ service = Service("dispatch", publishes=[OrderDispatched], lifespan=lifespan)
 async def dispatch(order: OrderPacked, context: Context) -> OrderDispatched:
     """Dispatch the order, once."""
     resources: Resources = context.resources
-    if not await is_dispatched(resources.database, order.order_id):
+    async with resources.database.read() as session:
+        known = await session.get(DispatchedOrder, order.order_id)
+    if known is None:
         await asyncio.sleep(resources.working_time)
-        await record(resources.database, order.order_id)
+        async with resources.database.write.begin() as session:
+            await session.merge(DispatchedOrder(order_id=order.order_id))  # a duplicate may have been as quick
     return OrderDispatched(order_id=order.order_id)

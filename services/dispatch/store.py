@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import ClassVar
 from uuid import UUID
 
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from services.contracts.storage import Database, UtcDateTime
+from services.contracts.storage import UtcDateTime
 
 
 class Base(DeclarativeBase):
     """The tables of the dispatch service."""
-
-    type_annotation_map: ClassVar = {datetime: UtcDateTime}
 
 
 class DispatchedOrder(Base):
@@ -23,17 +20,4 @@ class DispatchedOrder(Base):
     __tablename__ = "dispatched_orders"
 
     order_id: Mapped[UUID] = mapped_column(primary_key=True)
-    dispatched_at: Mapped[datetime]
-
-
-async def is_dispatched(database: Database, order_id: UUID) -> bool:
-    """Whether this order's work is done already."""
-    async with database.read() as session:
-        return await session.get(DispatchedOrder, order_id) is not None
-
-
-async def record(database: Database, order_id: UUID) -> None:
-    """Note that the work is done. Once is enough: the order id is the key, and the first time stays."""
-    async with database.write.begin() as session:
-        if await session.get(DispatchedOrder, order_id) is None:
-            session.add(DispatchedOrder(order_id=order_id, dispatched_at=datetime.now(UTC)))
+    dispatched_at: Mapped[datetime] = mapped_column(UtcDateTime, default=lambda: datetime.now(UTC))

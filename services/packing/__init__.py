@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from broker import Context, Service
 from services.contracts import NewOrderPlaced, OrderPacked
 from services.contracts.storage import Database, open_database
-from services.packing.store import Base, is_packed, record
+from services.packing.store import Base, PackedOrder
 
 
 class Settings(BaseSettings):
@@ -52,7 +52,10 @@ service = Service("packing", publishes=[OrderPacked], lifespan=lifespan)
 async def pack(order: NewOrderPlaced, context: Context) -> OrderPacked:
     """Pack the order, once."""
     resources: Resources = context.resources
-    if not await is_packed(resources.database, order.order_id):
+    async with resources.database.read() as session:
+        known = await session.get(PackedOrder, order.order_id)
+    if known is None:
         await asyncio.sleep(resources.working_time)
-        await record(resources.database, order.order_id)
+        async with resources.database.write.begin() as session:
+            await session.merge(PackedOrder(order_id=order.order_id))  # a duplicate may have been as quick
     return OrderPacked(order_id=order.order_id)
