@@ -196,12 +196,16 @@ def decode(body: bytes, *, key: str, content_type: str | None, headers: Mapping[
 def envelope(attributes: Attributes, key: str, body: bytes, *, structured: bool) -> Envelope:
     """Attributes in our terms."""
     event_id = as_uuid(attributes.id, attributes.source)
+    try:
+        time = (attributes.time or datetime.now(UTC)).astimezone(UTC)
+    except OverflowError:
+        raise Malformed("its time is before the year 1 or after 9999, UTC") from None
     schema = SCHEMA.fullmatch(attributes.dataschema or "")
     return Envelope(
         name=attributes.type,
         key=key,
         id=event_id,
-        time=(attributes.time or datetime.now(UTC)).astimezone(UTC),
+        time=time,
         source=attributes.source,
         subject=attributes.subject,
         version=int(schema["version"]) if schema else None,
