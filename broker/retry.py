@@ -21,7 +21,7 @@ from datetime import timedelta
 from broker.errors import ContractError, Malformed, Reject
 
 UNITS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
-DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
+DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)(ms|s|m|h|d)")
 LONGEST = 28 * UNITS["d"]
 
 
