@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from math import isfinite
 
 from broker.transport import HeaderValue, Message
 
@@ -27,6 +26,9 @@ MOST = 16 * 1024
 """Bytes of headers on a copy. RabbitMQ closes the connection when they exceed a frame (128 KiB)."""
 ERROR_MOST = 2000
 """Characters of an exception's text."""
+
+LARGEST_FLOAT = 3.4e38
+"""AMQP clients send floating-point headers with 32 bits; none must be larger."""
 
 OWN = "broker-"
 TRACES = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
@@ -72,7 +74,9 @@ def carried(headers: Mapping[str, HeaderValue], room: int) -> dict[str, HeaderVa
     """The headers that a copy keeps: not ours, not RabbitMQ's traces, and no more than there is room for."""
     kept: dict[str, HeaderValue] = {}
     for name, value in headers.items():
-        if name.startswith((OWN, *TRACES)) or (isinstance(value, float) and not isfinite(value)):
+        if name.startswith((OWN, *TRACES)) or (
+            isinstance(value, float) and not abs(value) <= LARGEST_FLOAT  # not a number, too
+        ):
             continue
         room -= len(name.encode()) + (len(str(value).encode("utf-8", "replace")) if value is not None else 0) + 16
         if room < 0:

@@ -288,7 +288,10 @@ async def delete(topology: Topology, settings: Settings) -> None:
 
 
 def _properties(message: Message) -> amqp.Basic.Properties:
-    """Persistent, and with a message id of its own for each attempt: confirms are told apart by it."""
+    """Persistent, and with a message id of its own for each attempt: confirms are told apart by it.
+
+    Bytes stand in headers that are not UTF-8, from other clients; pamqp writes them as bytearray alone.
+    """
     return amqp.Basic.Properties(
         content_type=message.content_type,
         delivery_mode=2,
@@ -297,7 +300,10 @@ def _properties(message: Message) -> amqp.Basic.Properties:
         correlation_id=message.correlation_id,
         app_id=message.app_id,
         timestamp=message.timestamp,
-        headers=dict(message.headers) or None,
+        headers={
+            name: bytearray(value) if isinstance(value, bytes) else value for name, value in message.headers.items()
+        }
+        or None,
     )
 
 
