@@ -41,7 +41,7 @@ async def test_lists_what_the_management_ui_shows(management: Management) -> Non
     await _declare(management, "packing")
     (queue,) = await management.queues()
     assert (queue.name, queue.type, queue.arguments["x-queue-type"]) == ("packing", "quorum", "quorum")
-    assert (await management.queue("packing")).name == "packing"
+    assert (await management.queue("packing")).consumers == 0
     (binding,) = await management.bindings()
     assert (binding.source, binding.key, binding.destination) == ("amq.topic", "order.placed", "packing")
     assert "amq.topic" in {exchange.name for exchange in await management.exchanges() if exchange.durable}
