@@ -125,8 +125,15 @@ class Envelope:
 
     @property
     def data(self) -> Any:
-        """The payload, as plain JSON values."""
-        value = from_json(self._body)
+        """The payload, as plain JSON values.
+
+        Raises:
+            Malformed: it is not JSON. Only data in base64 and the body of a binary event may turn out so.
+        """
+        try:
+            value = from_json(self._body)
+        except ValueError as error:
+            raise Malformed(f"the data of {self.name!r} {self.id} is not JSON: {error}") from None
         return value.get("data") if self._structured else value
 
     @overload
