@@ -17,7 +17,9 @@ Seconds = Annotated[float, Field(gt=0)]
 class Settings(BaseSettings):
     """How to reach RabbitMQ and how to behave. Times are in seconds, sizes in bytes."""
 
-    model_config = SettingsConfigDict(env_prefix="BROKER_", env_ignore_empty=True, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="BROKER_", env_ignore_empty=True, frozen=True, extra="forbid", hide_input_in_errors=True
+    )
 
     url: SecretStr = Field(
         default=SecretStr("amqp://guest:guest@localhost:5672/"),

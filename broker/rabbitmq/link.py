@@ -29,6 +29,7 @@ from aiormq.exceptions import (
 from pamqp.exceptions import PAMQPException
 from structlog.typing import FilteringBoundLogger
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from yarl import URL
 
 from broker.errors import AccessRefused, BrokerError, ConnectionFailed, TopologyConflict
 from broker.settings import Settings, readable
@@ -144,15 +145,15 @@ class Link:
         if self._channel is not None and self._channel.done():
             self._channel = asyncio.get_running_loop().create_future()
             self._since = datetime.now(UTC)
-            self._log.warning("disconnected", error=why)
 
     async def _supervise(self) -> None:
         while True:
             await self._broken.wait()
+            self._log.warning("disconnected", error=self._why)
             await self._drop()
             retrying = AsyncRetrying(
                 retry=retry_if_exception_type(BrokerError),
-                wait=wait_random_exponential(multiplier=0.1, max=5),
+                wait=wait_random_exponential(multiplier=0.1, max=2),
                 before_sleep=self._say_why,
             )
             await retrying(self._connect)
@@ -184,8 +185,8 @@ class Link:
         separator = "&" if urlsplit(url).query else "?"
         query = urlencode({"heartbeat": HEARTBEAT, "name": self._name})
         async with asyncio.timeout(self._settings.connect_timeout):
-            connection = await aio_pika.connect(f"{url}{separator}{query}")
-            self._connection = connection
+            self._connection = connection = aio_pika.Connection(URL(f"{url}{separator}{query}"))
+            await connection.connect()
 
             def on_close(_: object, error: BaseException | None) -> None:
                 if self._connection is connection:

@@ -154,7 +154,7 @@ class RabbitMQ:
         return consumer
 
     async def _set_up_consuming(self, channel: AbstractChannel) -> None:
-        if self._topology.queues:
+        if any(consumer.started for consumer in self._consumers):  # a reconnect: somebody may have deleted them
             await apply(self._consuming, self._shared | self._topology)
         channel.on_consumer_cancel_callbacks.add(
             lambda frame: self._consuming.break_off("RabbitMQ cancelled the consumer: was its queue deleted?")
