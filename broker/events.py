@@ -234,6 +234,20 @@ class Catalogue:
 
 
 def fields_of(event: type[Event]) -> dict[str, Any]:
-    """What of a schema decides whether two classes are the same event: all but its titles and descriptions."""
+    """What of a schema decides whether two classes are the same event: all but titles, descriptions and order."""
     schema = event.model_json_schema()
-    return {part: schema.get(part) for part in ("properties", "required", "$defs")}
+    required = sorted(schema.get("required", []))
+    return {part: _bare(schema.get(part), names=True) for part in ("properties", "$defs")} | {"required": required}
+
+
+def _bare(part: Any, *, names: bool = False) -> Any:
+    """A part of a schema without titles and descriptions; as ``names`` of fields or models, these words stay."""
+    if isinstance(part, list):
+        return [_bare(each) for each in part]
+    if not isinstance(part, dict):
+        return part
+    return {
+        word: _bare(value, names=not names and word in ("properties", "$defs"))
+        for word, value in part.items()
+        if names or word not in ("title", "description")
+    }
