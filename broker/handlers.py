@@ -153,7 +153,8 @@ class Handler:
     @property
     def name(self) -> str:
         """The function's name."""
-        return getattr(self.function, "__qualname__", type(self.function).__qualname__).replace("<locals>.", "")
+        name: str = getattr(self.function, "__qualname__", type(self.function).__qualname__)
+        return name.rpartition("<locals>.")[2]
 
     @property
     def bindings(self) -> list[str]:
