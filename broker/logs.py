@@ -17,9 +17,13 @@ from broker.settings import Settings
 
 
 def configure(settings: Settings) -> None:
-    """Set up structlog for a process that is ours: a service or a command."""
-    logging.getLogger("aio_pika").setLevel(logging.CRITICAL)  # their lines would repeat ours, less legibly
-    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+    """Set up logging for a process that is ours: a service or a command."""
+    for name in ("aio_pika", "aiormq", "asyncio"):  # what they say of broken connections would repeat ours
+        logging.getLogger(name).setLevel(logging.CRITICAL if name != "asyncio" else logging.ERROR)
+    _configure_structlog(settings)
+
+
+def _configure_structlog(settings: Settings) -> None:
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -47,6 +51,6 @@ def _rendering(settings: Settings) -> list[Processor]:
 def logger(settings: Settings, **context: Any) -> FilteringBoundLogger:
     """A logger that carries a context. An application that configured structlog itself keeps its configuration."""
     if not structlog.is_configured():
-        configure(settings)
+        _configure_structlog(settings)
     log: FilteringBoundLogger = structlog.get_logger(**context)
     return log

@@ -96,7 +96,7 @@ def test_an_entry_is_json_for_programs() -> None:
 def test_two_events_with_one_key_or_one_name_are_refused() -> None:
     same_key = type("Other", (Event,), {}, name="Parcel Found", key="parcel.sent")
     same_name = type("Another", (Event,), {}, name="Parcel Sent", key="parcel.gone")
-    with pytest.raises(ContractError, match="Two events have the key 'parcel.sent'"):
+    with pytest.raises(ContractError, match=r"Two events have the key 'parcel\.sent'"):
         check_collisions([ParcelSent, same_key])
     with pytest.raises(ContractError, match="Two events are named 'Parcel Sent'"):
         check_collisions([ParcelSent, same_name])

@@ -56,7 +56,7 @@ def test_a_service_is_chosen_by_its_variable_or_its_name(folder: Path) -> None:
         ("nowhere", "no module 'nowhere'"),
         ("nowhere.inside", "no module 'nowhere.inside'"),
         ("empty", "holds no service"),
-        ("pair", "holds 2 services. Say pair:first"),
+        ("pair", r"holds 2 services\. Say pair:first"),
         ("pair:frist", "Did you mean 'first'"),
         ("broken", "ZeroDivisionError"),
         ("quits", "SystemExit"),
