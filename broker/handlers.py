@@ -292,7 +292,7 @@ def _subscribed(subscribed: tuple[type[Event] | str, ...], name: str) -> tuple[t
 def _check_accepts(function: Function, parameter: inspect.Parameter, expected: tuple[type, ...], name: str) -> None:
     annotation = _resolve(function, parameter.annotation)
     accepted = [part for part in (annotation, *get_args(annotation)) if isinstance(part, type)]
-    if not accepted or object in accepted:
+    if not accepted or not {object, Any, parameter.empty}.isdisjoint(accepted):
         return  # unannotated, Any, or not resolvable here: mypy's business
     for kind in expected:
         if not any(issubclass(kind, part) for part in accepted):
@@ -305,7 +305,8 @@ def _resolve(function: Function, annotation: Any) -> Any:
     """An annotation as an object, if it can be had: the names may be local to a function, or for type checking only."""
     if not isinstance(annotation, str):
         return annotation
-    plain = function.__func__ if isinstance(function, MethodType) else function
+    called = function if inspect.isroutine(function) else getattr(type(function), "__call__", function)  # noqa: B004
+    plain = inspect.unwrap(called.__func__ if isinstance(called, MethodType) else called)
     scope = dict(getattr(plain, "__globals__", {}))
     if inspect.isfunction(plain):
         scope |= inspect.getclosurevars(plain).nonlocals
