@@ -176,12 +176,12 @@ class Subscriber:
     # -- one delivery --------------------------------------------------------------------------------------------
 
     async def _handle(self, delivery: Delivery) -> None:
-        message = delivery.message
-        key, attempt = history(message, self._service)
         try:
+            message = delivery.message
+            key, attempt = history(message, self._service)
             envelope = decode(message.body, key=key, content_type=message.content_type, headers=message.headers)
         except Malformed as error:
-            self._log.warning("dead", error=f"Malformed: {error}", key=key, size=len(message.body))
+            self._log.error("dead", error=f"Malformed: {error}", raw=True)
             await delivery.reject()
             return
         bind_contextvars(

@@ -216,10 +216,9 @@ class Recorded:
 
     async def consume(self, queue: str, receive: Receive, *, prefetch: int, offset: str | None = None) -> Consumer:
         def received(delivery: Delivery) -> None:
-            message = replace(delivery.message, exchange=delivery.message.exchange.removeprefix(self._prefix))
-            passage = self._journal.passage(self._who, message)
-            self._journal.received(passage, redelivered=delivery.redelivered)
-            receive(RecordedDelivery(delivery, message, passage, self._journal))
+            recorded = RecordedDelivery(delivery, self._journal, self._who, self._prefix)
+            self._journal.received(recorded.passage, redelivered=delivery.redelivered)
+            receive(recorded)
 
         return await self._inner.consume(self._prefix + queue, received, prefetch=prefetch, offset=offset)
 
@@ -238,14 +237,22 @@ class Recorded:
         await self._inner.close()
 
 
-@dataclass(slots=True)
 class RecordedDelivery:
     """A delivery that writes down how it is settled."""
 
-    _inner: Delivery
-    message: Message
-    _passage: Passage
-    _journal: Journal
+    def __init__(self, inner: Delivery, journal: Journal, service: str, prefix: str) -> None:
+        self._inner = inner
+        self._journal = journal
+        self._prefix = prefix
+        try:
+            self.passage = journal.passage(service, self.message)
+        except Malformed:
+            self.passage = Passage(service, None, 1, "")
+
+    @property
+    def message(self) -> Message:
+        message = self._inner.message
+        return replace(message, exchange=message.exchange.removeprefix(self._prefix))
 
     @property
     def redelivered(self) -> bool:
@@ -257,15 +264,15 @@ class RecordedDelivery:
 
     async def ack(self) -> None:
         await self._inner.ack()
-        self._journal.settled(self._passage, "handled")
+        self._journal.settled(self.passage, "handled")
 
     async def reject(self) -> None:
         await self._inner.reject()
-        self._journal.settled(self._passage, "rejected")
+        self._journal.settled(self.passage, "rejected")
 
     async def release(self) -> None:
         await self._inner.release()
-        self._journal.settled(self._passage, "released")
+        self._journal.settled(self.passage, "released")
 
 
 def renamed(topology: Topology, prefix: str) -> Topology:

@@ -55,7 +55,11 @@ class Delivery(Protocol):
 
     @property
     def message(self) -> Message:
-        """What was published."""
+        """What was published.
+
+        Raises:
+            Malformed: its properties cannot be decoded. It can still be settled.
+        """
 
     @property
     def redelivered(self) -> bool:

@@ -15,8 +15,9 @@ from aiormq.exceptions import ChannelAccessRefused, ChannelPreconditionFailed, D
 from pamqp import commands as amqp
 from structlog.typing import FilteringBoundLogger
 
-from broker.errors import AccessRefused, NotConfirmed, PublishRefused, TooLarge, Unroutable
+from broker.errors import AccessRefused, Malformed, NotConfirmed, PublishRefused, TooLarge, Unroutable
 from broker.logs import logger
+from broker.rabbitmq import guard
 from broker.rabbitmq.declare import apply, remove
 from broker.rabbitmq.link import FAILURES, Link, reason, translate
 from broker.settings import Settings
@@ -40,6 +41,7 @@ class RabbitMQ:
     """
 
     def __init__(self, settings: Settings, log: FilteringBoundLogger, name: str) -> None:
+        guard.install()
         self._settings = settings
         self._shared = shared_topology(settings)
         self._topology = Topology()
@@ -241,6 +243,8 @@ class RabbitMQDelivery:
 
     @property
     def message(self) -> Message:
+        if (why := guard.undecodable(self._delivered.header)) is not None:
+            raise Malformed(f"its properties cannot be decoded: {why}")
         properties = self._delivered.header.properties
         return Message(
             exchange=self._delivered.exchange or "",

@@ -14,7 +14,7 @@ from broker.logs import logger
 from broker.publisher import rabbitmq
 from broker.settings import Settings
 from broker.topology import check_pattern, matches
-from broker.transport import Delivery, Message
+from broker.transport import Delivery
 
 IN_HAND = 500
 
@@ -46,14 +46,17 @@ class Line:
         }
 
 
-def line(message: Message) -> Line:
+def line(delivery: Delivery) -> Line:
     """What a message says."""
+    key = "?"
     try:
+        message = delivery.message
+        key = message.key
         envelope = decode(message.body, key=message.key, content_type=message.content_type, headers=message.headers)
         _ = envelope.data
     except (Malformed, ValueError) as error:
-        return Line(message.key, None, str(error))
-    return Line(message.key, envelope)
+        return Line(key, None, str(error))
+    return Line(key, envelope)
 
 
 @asynccontextmanager
@@ -74,10 +77,10 @@ async def follow(settings: Settings, patterns: Sequence[str]) -> AsyncIterator[A
     async def lines() -> AsyncIterator[Line]:
         while True:
             delivery = await arrived.get()
-            message = delivery.message
             await delivery.ack()
-            if not patterns or any(matches(pattern, message.key) for pattern in patterns):
-                yield line(message)
+            it = line(delivery)
+            if not patterns or any(matches(pattern, it.key) for pattern in patterns):
+                yield it
 
     try:
         await transport.connect()
