@@ -5,6 +5,7 @@ and starts it again, sends a broken event, and then counts: it believes the serv
 log lines and RabbitMQ's queues, and nothing that it wrote down itself. Its exit status tells the truth.
 
 ================  ==========================================================================
+``cli``           the command line, and the frame around the acts
 ``acts``          what happens, in seven acts
 ``stage``         what an act works with: waiting, and watching the processes meanwhile
 ``processes``     the eight processes: start, kill, stop; none outlives the demo

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
 from importlib import import_module
@@ -95,18 +96,27 @@ async def open_shop(stage: Stage) -> None:
     await stage.until(
         lambda: all(stage.processes[name].state == "running" for name in LISTENERS), "all services listen"
     )
-    added = asyncio.gather(*(stage.commands.finish(n, adding[n], goods.as_lines(owned[n])) for n in OWNERS))
-    entities = sum(map(len, owned.values()))
-    await stage.until(
-        lambda: (
-            stage.processes["order"].handled.total() >= entities
-            and stage.handled("crm", "Customer Details Changed") >= len(stage.goods.customers)
-        ),
-        "Order and CRM have their copies",
-    )
-    await stage.during(added)
+    added = asyncio.create_task(_add(stage, {name: (adding[name], owned[name]) for name in OWNERS}))
+    try:
+        entities = sum(map(len, owned.values()))
+        await stage.until(
+            lambda: (
+                stage.processes["order"].handled.total() >= entities
+                and stage.handled("crm", "Customer Details Changed") >= len(stage.goods.customers)
+            ),
+            "Order and CRM have their copies",
+        )
+        await stage.during(added)
+    finally:
+        added.cancel()
     counts = (len(stage.goods.customers), len(stage.goods.items), len(stage.goods.addresses))
     stage.view.say("{} customers, {} items, {} addresses: Order and CRM have their copies".format(*counts))
+
+
+async def _add(stage: Stage, owned: Mapping[str, tuple[asyncio.subprocess.Process, list[goods.Entity]]]) -> None:
+    await asyncio.gather(
+        *(stage.commands.finish(name, command, goods.as_lines(given)) for name, (command, given) in owned.items())
+    )
 
 
 async def first_orders(stage: Stage, placer: Placer, orders: list[goods.Entity], begun: float) -> None:

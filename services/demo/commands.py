@@ -32,7 +32,7 @@ class Commands:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await asyncio.gather(*map(self.end, self._running))
+        await asyncio.gather(*map(self.end, list(self._running)))
 
     def log(self, service: str) -> Path:
         """The file in which the commands of a service log."""
@@ -80,14 +80,13 @@ class Commands:
         self._running.add(process)
         return process
 
-    async def end(self, process: asyncio.subprocess.Process) -> None:
-        """End a command that still runs: close its input, and kill it when that does not help."""
+    async def end(self, process: asyncio.subprocess.Process, patience: float = 0.0) -> None:
+        """End a started command: close its input, let it go on for so many seconds, then kill it."""
         if process.stdin is not None:
             process.stdin.close()
-        if process.returncode is None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(5):
-                    await process.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await process.wait()
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
@@ -133,6 +132,6 @@ class Placer:
             raise DemoFailed(f"An order was not placed: {placed['refused']}")
         return placed
 
-    async def __aexit__(self, *exc: object) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         if self._process is not None:
-            await self._commands.end(self._process)
+            await self._commands.end(self._process, patience=10.0 if kind is None else 0.0)
