@@ -20,7 +20,7 @@ from services.reporting import Settings, levels, service, view
 from services.reporting.levels import Levels, OrderLine
 from services.reporting.store import Base
 
-REFRESH = 0.5  # s; with what reading takes, the view is at most a second behind
+REFRESH = 0.25  # s; with what reading takes, the view is at most a second behind
 T = TypeVar("T")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 app = typer.Typer(add_completion=False)

@@ -80,7 +80,7 @@ async def test_the_record_does_not_depend_on_the_order_of_arrival(steps: tuple[s
     assert list(emails(data)) == [str(order.order_id)]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(revisions=st.lists(st.integers(1, 6), min_size=1, max_size=8))
 def test_a_customer_never_goes_back(revisions: list[int]) -> None:
     customer_id = uuid4()

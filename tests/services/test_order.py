@@ -82,7 +82,7 @@ async def test_a_copy_is_what_its_owner_told(database: Database) -> None:
 REVISIONS = st.lists(st.integers(1, 8), min_size=1, max_size=12)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(customers=REVISIONS, items=REVISIONS, addresses=REVISIONS)
 def test_a_copy_never_goes_back(customers: list[int], items: list[int], addresses: list[int]) -> None:
     """Whatever order the revisions arrive in, and however often: the newest that has arrived stands, always."""
@@ -123,7 +123,7 @@ async def test_an_order_has_the_names_and_prices_of_now(database: Database) -> N
     assert await orders.find(database, before.order_id) == before
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     lines=st.lists(
         st.tuples(st.decimals(0, Decimal("99999.99"), places=2), st.integers(1, 1000)), min_size=1, max_size=5

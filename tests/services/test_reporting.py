@@ -86,7 +86,7 @@ async def test_an_order_counts_for_what_is_known_of_it(database: Database) -> No
     assert (line.order_id, line.total, line.placed_at) == (order_id, None, None)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     totals=st.lists(
         st.tuples(st.sampled_from(["EUR", "USD", "CHF"]), st.decimals(0, Decimal("9999999999.99"), places=2)),
