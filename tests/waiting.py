@@ -6,12 +6,16 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 from time import monotonic
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
 
-async def until(condition: Callable[[], T | Awaitable[T]], timeout: float = 10.0, every: float = 0.01) -> T:
+@overload
+async def until(condition: Callable[[], Awaitable[T | None]], timeout: float = 10.0, every: float = 0.01) -> T: ...
+@overload
+async def until(condition: Callable[[], T | None], timeout: float = 10.0, every: float = 0.01) -> T: ...
+async def until(condition: Callable[[], Any], timeout: float = 10.0, every: float = 0.01) -> Any:
     """Return the first true value of a condition.
 
     Raises:
