@@ -11,6 +11,7 @@ import os
 import smtplib
 import ssl
 import tempfile
+from contextlib import closing, suppress
 from datetime import datetime
 from email.headerregistry import Address
 from email.message import EmailMessage
@@ -116,7 +117,7 @@ def send(message: EmailMessage, url: SecretStr) -> None:
         server: smtplib.SMTP = smtplib.SMTP_SSL(parts.hostname or "", parts.port or 465, timeout=TIMEOUT, context=tls)
     else:
         server = smtplib.SMTP(parts.hostname or "", parts.port or 25, timeout=TIMEOUT)
-    with server:
+    with closing(server):
         server.ehlo()
         encrypted = parts.scheme == "smtps"
         if not encrypted and server.has_extn("starttls"):
@@ -127,3 +128,5 @@ def send(message: EmailMessage, url: SecretStr) -> None:
                 raise smtplib.SMTPNotSupportedError("The server offers no encryption, so no password is sent to it.")
             server.login(unquote(parts.username), unquote(parts.password or ""))
         server.send_message(message)
+        with suppress(smtplib.SMTPException, OSError):
+            server.quit()  # the server has the e-mail; a goodbye that fails must not send it again

@@ -265,9 +265,16 @@ async def test_an_outbox_that_cannot_be_written_is_found_at_start(
 
 @dataclass
 class Smtp:
-    """An SMTP server that keeps what it is given. `failing`: how many e-mails it refuses first."""
+    """An SMTP server that keeps what it is given.
+
+    Attributes:
+        failing: how many e-mails it refuses first.
+        rude: it answers QUIT with an error.
+        slow: seconds that it takes to store an e-mail.
+    """
 
     failing: int = 0
+    rude: bool = False
     slow: float = 0
     mails: list[EmailMessage] = field(default_factory=list)
     recipients: list[str] = field(default_factory=list)
@@ -293,7 +300,7 @@ class Smtp:
             else:
                 if verb.startswith("RCPT"):
                     self.recipients.append(line.strip())
-                answer = "221 bye" if verb == "QUIT" else "250 ok"
+                answer = "421 go away" if verb == "QUIT" and self.rude else "221 bye" if verb == "QUIT" else "250 ok"
             writer.write(f"{answer}\r\n".encode())
             await writer.drain()
             if verb == "QUIT":
@@ -312,7 +319,7 @@ async def smtp_server(smtp: Smtp) -> AsyncIterator[Smtp]:
 
 async def test_the_email_goes_out_by_smtp_once(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order = making.placed(ADA.customer_id)
-    async with smtp_server(Smtp(slow=0.05)) as smtp:
+    async with smtp_server(Smtp(slow=0.05, rude=True)) as smtp:
         monkeypatch.setenv("CRM_SMTP_URL", smtp.url)
         async with Harness(crm.service) as shop:
             await shop.publish(ADA)
