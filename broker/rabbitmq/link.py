@@ -32,10 +32,13 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 from yarl import URL
 
 from broker.errors import AccessRefused, BrokerError, ConnectionFailed, TopologyConflict
+from broker.rabbitmq.stream import Sockets
 from broker.settings import Settings, readable
 
 HEARTBEAT = 10
-"""Seconds. RabbitMQ and we give a silent peer up after about three of them."""
+"""Seconds. RabbitMQ sends something at least every half of it, and gives a silent client up after two."""
+SILENCE = 2 * HEARTBEAT
+"""Seconds without a byte after which we give RabbitMQ up."""
 
 FAILURES = (AMQPError, PAMQPException, ChannelInvalidStateError, OSError, TimeoutError, RuntimeError)
 """What aio-pika raises when a connection or channel is gone or refused."""
@@ -94,7 +97,9 @@ class Link:
         self._connection: AbstractConnection | None = None
         self._channel: asyncio.Future[AbstractChannel] | None = None
         self._supervisor: asyncio.Task[None] | None = None
+        self._sockets = Sockets()
         self._broken = asyncio.Event()
+        self._blocked = False
         self._why = "never connected"
         self._since = datetime.now(UTC)
         self.connected_at = 0.0
@@ -133,7 +138,8 @@ class Link:
     def problem(self) -> str | None:
         """What is wrong right now, in words."""
         if self._channel is not None and self._channel.done():
-            return None
+            blocked = f"RabbitMQ blocks this connection ({self._purpose}): it is low on memory or disk"
+            return blocked if self._blocked else None
         return f"not connected to {self._purpose} since {self._since:%H:%M:%S} UTC: {self._why}"
 
     def break_off(self, why: str) -> None:
@@ -148,7 +154,7 @@ class Link:
 
     async def _supervise(self) -> None:
         while True:
-            await self._broken.wait()
+            await self._until_broken()
             self._log.warning("disconnected", error=self._why)
             await self._drop()
             retrying = AsyncRetrying(
@@ -157,6 +163,31 @@ class Link:
                 before_sleep=self._say_why,
             )
             await retrying(self._connect)
+
+    async def _until_broken(self) -> None:
+        """Wait, and look every second whether the peer still speaks, and whether it blocks us."""
+        silent = False
+        while not self._broken.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await self._broken.wait()
+            was_silent, silent = silent, self._sockets.silence > SILENCE
+            if silent and was_silent:  # twice: after the event loop stood still, what came meanwhile is read first
+                self._sockets.abort()
+                self.break_off(f"RabbitMQ was silent for {self._sockets.silence:.0f} s")
+            await self._notice_blocked()
+
+    async def _notice_blocked(self) -> None:
+        blocked = False
+        if self._connection is not None and self._connection.transport is not None:
+            try:
+                async with asyncio.timeout(0):
+                    await self._connection.transport.connection.ready()
+            except TimeoutError:
+                blocked = True
+        if blocked != self._blocked:
+            self._blocked = blocked
+            self._log.warning("blocked") if blocked else self._log.info("unblocked")
 
     def _say_why(self, state: RetryCallState) -> None:
         """Say a new reason once; an outage of hours is not a line every five seconds."""
@@ -184,8 +215,9 @@ class Link:
         self._broken.clear()
         separator = "&" if urlsplit(url).query else "?"
         query = urlencode({"heartbeat": HEARTBEAT, "name": self._name})
-        async with asyncio.timeout(self._settings.connect_timeout):
+        async with asyncio.timeout(self._settings.connect_timeout / len(self._settings.hosts)):
             self._connection = connection = aio_pika.Connection(URL(f"{url}{separator}{query}"))
+            self._sockets = connection.kwargs["transport_factory"] = Sockets()
             await connection.connect()
 
             def on_close(_: object, error: BaseException | None) -> None:
@@ -224,6 +256,7 @@ class Link:
             with contextlib.suppress(*FAILURES):
                 async with asyncio.timeout(2):
                     await connection.close()
+            self._sockets.abort()
 
     async def close(self) -> None:
         """Close for good."""
