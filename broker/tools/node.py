@@ -48,7 +48,6 @@ listeners.tcp.1 = 127.0.0.1:{amqp}
 management.tcp.ip = 127.0.0.1
 management.tcp.port = {management}
 disk_free_limit.absolute = 10MB
-collect_statistics_interval = 1000
 log.console = false
 """
 

@@ -55,7 +55,7 @@ PULL_TIMEOUT = 300.0
 INSTALL_TIMEOUT = 600.0
 """Seconds that installing with apt may take."""
 
-_TICKS = "-rabbit quorum_tick_interval 500 -rabbit collect_statistics_interval 1000"  # so that counts are fresh
+_TICKS = "-rabbit quorum_tick_interval 500"  # counts are that fresh, see broker.tools.management
 _POLICY = Path("/usr/sbin/policy-rc.d")
 
 Say: TypeAlias = "Callable[[str], None]"
@@ -276,13 +276,23 @@ def compose(file: Path, say: Say, keep: Callable[[], bool] = lambda: False) -> I
     (port,) = free_ports(1)
     project = f"business-events-demo-{os.getpid()}"
     command = ["docker", "compose", "--project-name", project, "--file", str(file.resolve())]
-    environment = {**os.environ, "RABBITMQ_UI_PORT": str(port), "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": _TICKS}
+    environment = {
+        **os.environ,
+        "RABBITMQ_UI_PORT": str(port),
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": _TICKS,
+        "RABBITMQ_HEALTH_INTERVAL": "1h",  # each check starts an Erlang of its own; here we look ourselves
+    }
     down = [*command, "down", "--volumes", "--timeout", "5"]
     watchdog = Watchdog(shlex.join(down))
+
+    def end() -> None:
+        if not keep():
+            run(down, 60, environment)
+        watchdog.release()  # only now: until here it would take over
+
     with contextlib.ExitStack() as stack:
-        stack.callback(watchdog.release)
-        stack.callback(lambda: None if keep() else run(down, 60, environment))
-        run([*command, "up", "--detach", "--wait", "rabbitmq"], START_TIMEOUT, environment)
+        stack.callback(end)
+        run([*command, "up", "--detach", "rabbitmq"], START_TIMEOUT, environment)
         address = run([*command, "port", "rabbitmq", "5672"], 30, environment).strip()
         yield _ready(f"amqp://guest:guest@{address}/", f"http://127.0.0.1:{port}", "docker compose", shlex.join(down))
 
