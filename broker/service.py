@@ -250,6 +250,9 @@ async def _run(service: Service, settings: Settings, log: FilteringBoundLogger) 
     except BrokerError as error:
         log.error("failed", reason=type(error).__name__, error=str(error))  # noqa: TRY400  (the message says it all)
         return error.exit_code
+    except ValidationError as error:  # most likely the service's own settings
+        log.error("failed", reason=f"{error.title} do not validate", error=problems_of(error))  # noqa: TRY400
+        return ContractError.exit_code
     except asyncio.CancelledError:
         if not stop.is_set():
             raise
@@ -269,9 +272,13 @@ def _exit_at_once(code: int) -> NoReturn:
 
 def settings_problem(error: ValidationError) -> str:
     """What is wrong in the environment, one line for each setting, without its value."""
-    lines = [
-        (f"BROKER_{problem['loc'][0]}: ".upper() if problem["loc"] else "")
+    return f"Wrong settings:\n  {problems_of(error, prefix='BROKER_', between=chr(10) + '  ')}"
+
+
+def problems_of(error: ValidationError, *, prefix: str = "", between: str = "; ") -> str:
+    """What does not validate, each thing by its name, without its value."""
+    return between.join(
+        (f"{prefix}{problem['loc'][0]}: ".upper() if problem["loc"] else "")
         + problem["msg"].removeprefix("Value error, ")
         for problem in error.errors(include_url=False, include_input=False, include_context=False)
-    ]
-    return "Wrong settings:\n  " + "\n  ".join(lines)
+    )

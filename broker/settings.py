@@ -70,6 +70,9 @@ class Settings(BaseSettings):
     shutdown_timeout: Seconds = Field(
         default=30, description="How long a service may finish what is in hand after SIGTERM. The rest is given back."
     )
+    handler_timeout: Seconds = Field(
+        default=300, description="How long one handling may take. Beyond it, it counts as a failure and is retried."
+    )
     max_message_bytes: int = Field(
         default=16 * 1024 * 1024,
         ge=1024,

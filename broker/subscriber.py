@@ -230,10 +230,17 @@ class Subscriber:
         )
 
     async def _call(self, handle: Callable[[], Awaitable[None]], context: Context) -> None:
-        """Call the handler through the functions around it."""
+        """Call the handler through the functions around it, within its time."""
         for around in reversed(self._it.around):
             handle = _wrapped(around, context, handle)
-        await handle()
+        limit = self._settings.handler_timeout
+        try:
+            async with asyncio.timeout(limit) as time:
+                await handle()
+        except TimeoutError:
+            if time.expired():
+                raise TimeoutError(f"not handled within BROKER_HANDLER_TIMEOUT={limit:g} s") from None
+            raise
 
     def _notice_newer(self, envelope: Envelope, known: int | None) -> None:
         version = envelope.version
@@ -331,7 +338,7 @@ class Subscriber:
         if envelope.story.causation_id is not None:
             what["causation_id"] = str(envelope.story.causation_id)
         why = f"{type(error).__name__}: {error}"
-        trace = None if isinstance(error, BrokerError) else error
+        trace = error if handled.attempt == 1 and not isinstance(error, BrokerError) else None
         match decision:
             case Acknowledge():
                 self._log.debug("handled", **what)

@@ -62,6 +62,11 @@ class Exchange(_Answer):
     durable: bool
     arguments: Table = {}
 
+    @property
+    def builtin(self) -> bool:
+        """Whether every virtual host has it."""
+        return not self.name or self.name.startswith("amq.")
+
 
 class Binding(_Answer):
     """What routes from ``source``, an exchange, to ``destination``."""
@@ -207,6 +212,14 @@ class Management:
     async def delete_queue(self, queue: str) -> None:
         """Delete a queue with everything in it."""
         await self._send("DELETE", f"/queues/{self._vhost}/{_quoted(queue)}")
+
+    async def clear(self) -> None:
+        """Delete all queues and exchanges of the virtual host."""
+        for queue in await self.queues():
+            await self.delete_queue(queue.name)
+        for exchange in await self.exchanges():
+            if not exchange.builtin:
+                await self._send("DELETE", f"/exchanges/{self._vhost}/{_quoted(exchange.name)}")
 
     async def create_vhost(self, name: str) -> None:
         """Create a virtual host that this client's user may do everything in."""
