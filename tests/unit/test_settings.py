@@ -25,6 +25,7 @@ DEFAULTS = {
     "publish_timeout": 10,
     "connect_timeout": 10,
     "shutdown_timeout": 30,
+    "handler_timeout": 300,
     "max_message_bytes": 16 * 1024 * 1024,
     "management_url": None,
     "health_port": None,
