@@ -42,7 +42,7 @@ def url(server: Server) -> str:
 def vhost_url(server: Server) -> Iterator[str]:
     """The URL of a virtual host that is this test's alone, deleted afterwards."""
     name = f"test-{uuid.uuid4().hex[:12]}"
-    with httpx.Client(base_url=f"{server.management_url}/api", auth=login(server.url), timeout=30) as api:
+    with httpx.Client(base_url=f"{server.management_url}/api", auth=server.login, timeout=30) as api:
         api.put(f"/vhosts/{name}").raise_for_status()
         user = quote(login(server.url)[0], safe="")
         everything = {"configure": ".*", "write": ".*", "read": ".*"}

@@ -143,6 +143,7 @@ class Management:
             base_url=f"{self.address}{api.path.rstrip('/')}/api",
             auth=(self._user, unquote(login.password or "guest")),
             timeout=timeout,
+            limits=httpx.Limits(max_keepalive_connections=0),  # RabbitMQ closes idle ones just when they are used again
         )
 
     async def version(self) -> str:

@@ -108,23 +108,32 @@ async def perform(server: Server, view: View, wishes: Wishes) -> None:
 
 @contextlib.asynccontextmanager
 async def own_vhost(server: Server, keep: bool) -> AsyncIterator[str]:
-    """On a RabbitMQ that is not ours a virtual host of our own; where that is refused, the given one if it is free."""
+    """On a RabbitMQ that is not ours: a virtual host of our own, or, where that is refused, the given one if empty."""
     name = f"business-events-demo-{uuid4().hex[:8]}"
     async with Management(server.url, server.api_url) as management:
         try:
             await management.create_vhost(name)
         except AccessRefused:
-            if taken := {queue.name for queue in await management.queues()} & set(SERVICES):
-                raise DemoFailed(
-                    f"The virtual host {management.vhost!r} has queues named {', '.join(taken)}."
-                ) from None
+            await _refuse_unless_empty(management)
             yield server.url
+            if not keep:
+                await management.clear()
             return
         try:
             yield urlsplit(server.url)._replace(path=f"/{name}").geturl()
         finally:
             if not keep:
                 await management.delete_vhost(name)
+
+
+async def _refuse_unless_empty(management: Management) -> None:
+    """The demo publishes to nobody else's queues, and purges nobody else's dead letters."""
+    exchanges = [exchange.name for exchange in await management.exchanges() if not exchange.builtin]
+    if found := [queue.name for queue in await management.queues()] + exchanges:
+        raise DemoFailed(
+            f"The virtual host {management.vhost!r} holds {', '.join(found[:5])}; the demo needs an empty one. "
+            "Name one in BROKER_URL, or use a login with the tag administrator: then the demo makes one."
+        )
 
 
 def new_folder() -> Path:

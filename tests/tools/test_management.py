@@ -98,6 +98,14 @@ async def test_virtual_hosts(management: Management, server: Server) -> None:
         await management.delete_vhost(name)
 
 
+async def test_clears_a_virtual_host(management: Management) -> None:
+    await _declare(management, "packing")
+    await management._send("PUT", f"/exchanges/{management.vhost}/events", {"type": "topic", "durable": True})
+    await management.clear()
+    assert await management.queues() == []
+    assert all(exchange.builtin for exchange in await management.exchanges())
+
+
 async def test_a_wrong_password_is_refused_without_repeating_it(server: Server) -> None:
     async with Management("amqp://guest:hunter2@127.0.0.1/", server.management_url) as client:
         with pytest.raises(AccessRefused, match="Is the password right") as refused:
