@@ -12,7 +12,6 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from errno import errorcode
-from typing import Literal
 from urllib.parse import urlencode, urlsplit
 
 import aio_pika
@@ -43,7 +42,8 @@ SILENCE = 2 * HEARTBEAT
 FAILURES = (AMQPError, PAMQPException, ChannelInvalidStateError, OSError, TimeoutError, RuntimeError)
 """What aio-pika raises when a connection or channel is gone or refused."""
 
-Purpose = Literal["publish", "consume"]
+REDECLARE = 30
+"""Seconds after which the topology is declared again."""
 
 
 def translate(error: BaseException, url: str) -> BrokerError:
@@ -76,24 +76,26 @@ class Link:
 
     Args:
         settings: where RabbitMQ is.
-        purpose: names the connection in logs and in the management UI.
-        set_up: called with the channel after each connect, before anybody may use it.
-        log: carries the service's name.
+        name: who connects, and what for; the management UI shows it.
+        declare: makes the topology so, after each connect and every 30 s: people delete bindings by mistake.
+        use: called with the channel after each connect, before anybody else may use it.
+        log: carries the service's name, and what the connection is for.
     """
 
     def __init__(
         self,
         settings: Settings,
-        purpose: Purpose,
-        set_up: Callable[[AbstractChannel], Awaitable[None]],
-        log: FilteringBoundLogger,
         name: str,
+        log: FilteringBoundLogger,
+        *,
+        declare: Callable[[], Awaitable[None]],
+        use: Callable[[AbstractChannel], Awaitable[None]] | None = None,
     ) -> None:
         self._settings = settings
-        self._purpose = purpose
-        self._set_up = set_up
-        self._log = log.bind(connection=purpose)
-        self._name = f"{name} ({purpose})"
+        self._declare = declare
+        self._use = use
+        self._log = log
+        self._name = name
         self._connection: AbstractConnection | None = None
         self._channel: asyncio.Future[AbstractChannel] | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -138,9 +140,9 @@ class Link:
     def problem(self) -> str | None:
         """What is wrong right now, in words."""
         if self._channel is not None and self._channel.done():
-            blocked = f"RabbitMQ blocks this connection ({self._purpose}): it is low on memory or disk"
+            blocked = f"RabbitMQ blocks {self._name}: it is low on memory or disk"
             return blocked if self._blocked else None
-        return f"not connected to {self._purpose} since {self._since:%H:%M:%S} UTC: {self._why}"
+        return f"{self._name} is not connected since {self._since:%H:%M:%S} UTC: {self._why}"
 
     def break_off(self, why: str) -> None:
         """Give this connection up and make another."""
@@ -166,7 +168,7 @@ class Link:
 
     async def _until_broken(self) -> None:
         """Wait, and look every second whether the peer still speaks, and whether it blocks us."""
-        silent = False
+        silent, declare_at = False, self.connected_at + REDECLARE
         while not self._broken.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1):
@@ -176,6 +178,16 @@ class Link:
                 self._sockets.abort()
                 self.break_off(f"RabbitMQ was silent for {self._sockets.silence:.0f} s")
             await self._notice_blocked()
+            if not self._broken.is_set() and asyncio.get_running_loop().time() > declare_at:
+                declare_at += REDECLARE
+                await self._declare_again()
+
+    async def _declare_again(self) -> None:
+        try:
+            async with asyncio.timeout(SILENCE):
+                await self._declare()
+        except (*FAILURES, BrokerError) as error:
+            self.break_off(str(translate(error, self._settings.hosts[0])))
 
     async def _notice_blocked(self) -> None:
         blocked = False
@@ -229,7 +241,9 @@ class Link:
             await self._opened.initialize()
             self._opened.close_callbacks.add(on_close)
             channel = await self._opened.get_underlay_channel()
-            await self._set_up(channel)
+            await self._declare()
+            if self._use is not None:
+                await self._use(channel)
         if self._broken.is_set():
             raise ConnectionFailed(f"The connection to {readable(url)} broke while it was set up: {self._why}")
         assert self._channel is not None

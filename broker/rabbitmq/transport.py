@@ -45,8 +45,16 @@ class RabbitMQ:
         self._settings = settings
         self._shared = shared_topology(settings)
         self._topology = Topology()
-        self._publishing = Link(settings, "publish", self._set_up_publishing, log, name)
-        self._consuming = Link(settings, "consume", self._set_up_consuming, log, name)
+        self._publishing = Link(
+            settings, f"{name} (publish)", log.bind(connection="publish"), declare=self._declare_to_publish
+        )
+        self._consuming = Link(
+            settings,
+            f"{name} (consume)",
+            log.bind(connection="consume"),
+            declare=self._declare_to_consume,
+            use=self._start_consumers,
+        )
         self._consumers: list[RabbitMQConsumer] = []
         self._trusted_at: dict[str, float] = {}
         self._log = log
@@ -72,9 +80,13 @@ class RabbitMQ:
         self._topology |= topology
         self._distrust(topology)
 
-    async def _set_up_publishing(self, _: AbstractChannel) -> None:
+    async def _declare_to_publish(self) -> None:
         await apply(self._publishing, self._shared | self._topology)
         self._distrust(self._topology)
+
+    async def _declare_to_consume(self) -> None:
+        if any(consumer.started for consumer in self._consumers):  # else it has just been declared
+            await apply(self._consuming, self._shared | self._topology)
 
     def _distrust(self, topology: Topology) -> None:
         trusted_at = asyncio.get_running_loop().time() + YOUNG
@@ -155,9 +167,7 @@ class RabbitMQ:
         self._log.info("consuming", queue=queue)
         return consumer
 
-    async def _set_up_consuming(self, channel: AbstractChannel) -> None:
-        if any(consumer.started for consumer in self._consumers):  # a reconnect: somebody may have deleted them
-            await apply(self._consuming, self._shared | self._topology)
+    async def _start_consumers(self, channel: AbstractChannel) -> None:
         channel.on_consumer_cancel_callbacks.add(
             lambda frame: self._consuming.break_off("RabbitMQ cancelled the consumer: was its queue deleted?")
         )
@@ -280,10 +290,10 @@ class RabbitMQDelivery:
 async def delete(topology: Topology, settings: Settings) -> None:
     """Delete what a test declared. Raises as `RabbitMQ.connect` does."""
 
-    async def nothing(_: AbstractChannel) -> None:
+    async def nothing() -> None:
         pass
 
-    link = Link(settings, "publish", nothing, logger(settings), "delete")
+    link = Link(settings, "delete", logger(settings), declare=nothing)
     await link.open()
     try:
         await remove(link, topology)
