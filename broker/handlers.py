@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from time import monotonic
 from types import MethodType
 from typing import Any, get_args
 from uuid import UUID
@@ -191,7 +192,7 @@ class Threads:
 
     def __init__(self, count: int, name: str) -> None:
         self._pool = ThreadPoolExecutor(count, thread_name_prefix=name)
-        self._calls: set[Future[object]] = set()
+        self._calls: dict[Future[object], float] = {}
 
     async def call(self, function: Function, arguments: tuple[Any, ...]) -> object:
         """Call a function in a thread, with the caller's context variables. A generator runs to its end there."""
@@ -201,14 +202,19 @@ class Threads:
             return list(result) if inspect.isgenerator(result) else result
 
         future = self._pool.submit(copy_context().run, call)
-        self._calls.add(future)
-        future.add_done_callback(self._calls.discard)
+        self._calls[future] = monotonic()
+        future.add_done_callback(lambda done: self._calls.pop(done, None))
         return await asyncio.wrap_future(future)
 
     @property
     def busy(self) -> bool:
         """Whether a function still runs, its caller cancelled or not. Threads cannot be interrupted."""
-        return any(call.running() for call in self._calls.copy())
+        return self.running_longer_than(0) > 0
+
+    def running_longer_than(self, seconds: float) -> int:
+        """How many functions have been running for longer."""
+        before = monotonic() - seconds
+        return sum(call.running() and began <= before for call, began in self._calls.copy().items())
 
     def close(self) -> None:
         """Start no more."""

@@ -196,10 +196,14 @@ async def serve(
             stack.push_async_callback(subscriber.drain)
             await subscriber.start()
         if settings.health_port is not None:
-            health = serve_health(settings.health_host, settings.health_port, transport.problems)
+            health = serve_health(settings.health_host, settings.health_port, lambda: _problems(transport, subscriber))
             log.info("health", port=await stack.enter_async_context(health))
         log.info("started", subscribes=subscription.handlers.bindings, pid=os.getpid())
         yield subscriber
+
+
+def _problems(transport: Transport, subscriber: Subscriber | None) -> list[str]:
+    return transport.problems() + (subscriber.problems() if subscriber is not None else [])
 
 
 @asynccontextmanager

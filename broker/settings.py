@@ -73,6 +73,15 @@ class Settings(BaseSettings):
     handler_timeout: Seconds = Field(
         default=300, description="How long one handling may take. Beyond it, it counts as a failure and is retried."
     )
+    pause_window: int = Field(
+        default=50, ge=1, le=10_000, description="How many of its last handlings a service looks at to pause."
+    )
+    pause_failures: float = Field(
+        default=0.9, gt=0, description="The share of them that must have failed for it to pause. Above 1: never."
+    )
+    pause_seconds: Seconds = Field(
+        default=10, description="How long a service pauses before it tries one delivery, and resumes if that succeeds."
+    )
     max_message_bytes: int = Field(
         default=16 * 1024 * 1024,
         ge=1024,

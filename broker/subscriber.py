@@ -28,9 +28,10 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from broker.copies import Failure, copy, history
 from broker.envelope import Envelope, decode
-from broker.errors import AccessRefused, BrokerError, Malformed, TooLarge, Unroutable
+from broker.errors import AccessRefused, BrokerError, Malformed, Reject, TooLarge, Unhandled, Unroutable
 from broker.events import Catalogue
 from broker.handlers import Collector, Context, Handler, Handlers, Threads, payload_of
+from broker.pause import KillSwitch
 from broker.publisher import Broker, Publication
 from broker.retry import Acknowledge, DeadLetter, Decision, Retry, RetryAfter, decide
 from broker.topology import dead_queue, retry_queue, retry_topology, service_topology
@@ -102,6 +103,7 @@ class Subscriber:
         self._workers: list[asyncio.Task[None]] = []
         self._running: dict[asyncio.Task[None], Delivery] = {}
         self._consumer: Consumer | None = None
+        self._switch = KillSwitch(self._settings, log)
         self._retry_queues: set[str] = set()
         self._newer: set[tuple[str, int]] = set()
 
@@ -141,6 +143,15 @@ class Subscriber:
         """Deliveries in line or in hand."""
         return self._line.qsize() + len(self._running)
 
+    def problems(self) -> list[str]:
+        """Why it does not do its work right now, in words; empty when it does."""
+        limit = self._settings.handler_timeout
+        stuck = self._threads.running_longer_than(limit)
+        return [
+            *([self._switch.problem] if self._switch.problem else []),
+            *([f"{stuck} `def` handlers run for longer than BROKER_HANDLER_TIMEOUT={limit:g} s"] if stuck else []),
+        ]
+
     @property
     def stuck(self) -> bool:
         """Whether a ``def`` handler still runs, after `drain` too: threads cannot be interrupted."""
@@ -155,8 +166,11 @@ class Subscriber:
         fresh: ContextVars = copy_context()
         while True:
             delivery = await self._line.get()
-            if delivery.lost:
-                continue
+            try:
+                await self._switch.admit()
+            except asyncio.CancelledError:
+                await delivery.release()
+                raise
             handling = asyncio.create_task(self._take(delivery), context=fresh.copy())
             self._running[handling] = delivery
             handling.add_done_callback(self._running.pop)
@@ -164,7 +178,8 @@ class Subscriber:
 
     async def _take(self, delivery: Delivery) -> None:
         try:
-            await self._handle(delivery)
+            if not delivery.lost:
+                await self._handle(delivery)
         except asyncio.CancelledError:
             await delivery.release()
             raise
@@ -172,6 +187,8 @@ class Subscriber:
             # ours, not the handler's: the delivery is kept, and comes again with the next connection
             self._log.exception("unexpected", error=str(error))
             await delivery.release()
+        finally:
+            self._switch.ended()
 
     # -- one delivery --------------------------------------------------------------------------------------------
 
@@ -213,6 +230,8 @@ class Subscriber:
                 raise
             error = RuntimeError(f"the handler cancelled itself: {cancelled}")
         collector.closed = True
+        if not isinstance(error, Reject | Malformed | Unhandled):  # these say nothing of how we are
+            self._switch.note(error)
         return Handled(envelope, handler, attempt, error, collector.publications, perf_counter() - started)
 
     def _context(self, envelope: Envelope, attempt: int, collector: Collector) -> Context:

@@ -314,7 +314,7 @@ class Harness:
         self._url = url
         self._prefix = f"test-{uuid4().hex[:8]}." if url else ""
         settings = settings or Settings()
-        changes = {"log": False} | ({"url": SecretStr(url)} if url else {})
+        changes = {"log": False, "pause_failures": 2.0} | ({"url": SecretStr(url)} if url else {})
         self._settings = Settings.model_validate(settings.model_dump() | changes)
         self._server = Server()
         self._stack = AsyncExitStack()
