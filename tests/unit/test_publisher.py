@@ -29,6 +29,7 @@ from broker.memory import Memory, Server
 from broker.publisher import IN_FLIGHT
 from broker.transport import Message
 from tests.parcels import ParcelSent, VanBroke, weighed
+from tests.waiting import until
 
 
 class Scripted(Memory):
@@ -136,7 +137,7 @@ async def test_a_failure_names_the_event_and_the_next_works(
 ) -> None:
     transport.fail = {"7": error("why")}
     event = VanBroke(van="7")
-    with pytest.raises(error, match="'Van Broke'.*why") as caught:
+    with pytest.raises(error, match=r"'Van Broke'.*why") as caught:
         await broker.publish(event)
     assert caught.value.event_id == id_of(event)
     assert str(id_of(event)) in str(caught.value)
@@ -332,8 +333,7 @@ async def test_cancelling_stops_it(broker: Broker, transport: Scripted) -> None:
             yield VanBroke(van="1")
 
     publishing = asyncio.create_task(broker.publish_many(endless()))
-    while not transport.sent:
-        await asyncio.sleep(0)
+    await until(lambda: transport.sent)
     publishing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await publishing

@@ -101,7 +101,7 @@ async def test_a_subscription_to_nothing_declared_is_found_at_the_start() -> Non
     @service.on("parcel.wieghed")
     async def pack(envelope: Envelope) -> None: ...
 
-    with pytest.raises(ContractError, match="Did you mean 'parcel.weighed'"):
+    with pytest.raises(ContractError, match=r"Did you mean 'parcel\.weighed'"):
         async with started(service):
             pass
 

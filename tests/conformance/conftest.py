@@ -1,0 +1,66 @@
+"""One world, twice: every test of this folder that takes ``world`` runs in memory and on a real RabbitMQ."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+from tests.conformance.worlds import World
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the machine but where its RabbitMQ is."""
+    for name in os.environ:
+        if name.startswith("BROKER_") and name not in ("BROKER_URL", "BROKER_MANAGEMENT_URL"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def lines() -> Iterator[list[dict[str, Any]]]:
+    """Every line logged during the test."""
+    capture = structlog.testing.LogCapture()
+    structlog.configure(
+        processors=[structlog.contextvars.merge_contextvars, capture],
+        wrapper_class=structlog.make_filtering_bound_logger("debug"),
+        cache_logger_on_first_use=False,
+    )
+    yield capture.entries  # type: ignore[misc]  # structlog's own mapping type
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RabbitMQ is not killed here, so young queues need no waiting; one test of its own waits as in life."""
+    monkeypatch.setattr("broker.rabbitmq.transport.YOUNG", 0.05)
+    monkeypatch.setattr("broker.rabbitmq.transport.SETTLING", 0.3)
+
+
+@pytest.fixture(params=["memory", "rabbitmq"])
+def address(request: pytest.FixtureRequest) -> str | None:
+    """Where RabbitMQ is; None: in memory."""
+    if request.param == "memory":
+        return None
+    url: str = request.getfixturevalue("vhost_url")
+    return url
+
+
+@pytest.fixture
+async def world(address: str | None, _impatient: None) -> AsyncIterator[World]:
+    """A RabbitMQ of this test's own, real or played."""
+    made = World(address)
+    async with made:
+        yield made
+
+
+@pytest.fixture
+async def rabbit(vhost_url: str, _impatient: None) -> AsyncIterator[World]:
+    """The same for tests of RabbitMQ alone."""
+    made = World(vhost_url)
+    async with made:
+        yield made
