@@ -320,10 +320,14 @@ async def test_headers_from_outside_are_not_believed(world: World) -> None:
     assert packing.contexts[0].key == "parcel.weighed"
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [{"raw": b"\xff\xfe"}, {"large": 1e300}, {"tenant": "a", "none": None}, {f"h{n}": "x" * 500 for n in range(100)}],
-)
+HEADERS: dict[str, dict[str, Any]] = {
+    "bytes": {"raw": b"\xff\xfe"},
+    "some": {"tenant": "a", "none": None, "half": 0.5},
+    "many": {f"header-{number}": "x" * 500 for number in range(100)},
+}
+
+
+@pytest.mark.parametrize("headers", HEADERS.values(), ids=HEADERS)
 async def test_headers_of_others_never_hinder_a_retry(world: World, headers: dict[str, Any]) -> None:
     packing = Seen(Service("packing", retry=QUICK), ParcelWeighed, behave=raising(ValueError("x" * 100_000)))
     async with world.serve(packing.service):
