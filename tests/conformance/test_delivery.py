@@ -732,23 +732,30 @@ async def test_two_processes_share_one_queue(world: World) -> None:
 # -- stopping ------------------------------------------------------------------------------------------------------
 
 
-async def test_a_process_that_stops_finishes_what_it_has_begun_and_gives_back_the_rest(world: World) -> None:
-    began, release = asyncio.Event(), asyncio.Event()
+async def test_a_process_that_stops_gives_back_what_has_not_begun_and_finishes_the_rest(world: World) -> None:
+    began, release, stop = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def slowly(event: Any, context: Context) -> None:
         began.set()
         await release.wait()
 
-    stopping = Seen(Service("packing"), ParcelWeighed, behave=slowly)
+    stopping, following = (Seen(Service("packing"), ParcelWeighed, behave=it) for it in (slowly, None))
     broker = await world.broker()
-    async with world.serve(stopping.service, concurrency=1, prefetch=10) as subscriber:
-        await broker.publish_many([weighed(n) for n in range(4)])
-        await until(lambda: began.is_set() and subscriber.busy == 4)
-        asyncio.get_running_loop().call_later(0.05, release.set)
-    assert len(stopping.events) == 1
-    following = Seen(Service("packing"), ParcelWeighed)
+
+    async def process() -> None:
+        async with world.serve(stopping.service, concurrency=1, prefetch=10) as subscriber:
+            await broker.publish_many([weighed(n) for n in range(4)])
+            await until(lambda: began.is_set() and subscriber.busy == 4)
+            stop.set()
+
+    running = asyncio.create_task(process())
+    await stop.wait()
     async with world.serve(following.service):
         await until(lambda: len(following.events) == 3)
+        assert not running.done(), "it still has one in hand"
+        release.set()
+        await running
+    assert len(stopping.events) == 1
     assert following.attempts == [1] * 3, "given back, not failed"
     assert {event.grams for event in stopping.events + following.events} == set(range(4))
 
