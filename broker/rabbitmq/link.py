@@ -275,7 +275,9 @@ class Link:
     async def close(self) -> None:
         """Close for good."""
         if self._supervisor is not None:
-            self._supervisor.cancel()
+            while not self._supervisor.done():  # again: aiormq swallows a cancellation that comes while it closes
+                self._supervisor.cancel()
+                await asyncio.wait([self._supervisor], timeout=0.5)
             await asyncio.gather(self._supervisor, return_exceptions=True)
             self._supervisor = None
         await self._drop()
