@@ -8,6 +8,7 @@ processes share RabbitMQ.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from broker.errors import ConnectionFailed, TooLarge, TopologyConflict, Unroutable
 from broker.settings import Settings
 from broker.topology import Exchange, Queue, Topology, matches, shared_topology
-from broker.transport import Consumer, Message, Receive
+from broker.transport import Consumer, Message, Receive, Taking
 
 
 @dataclass(slots=True)
@@ -170,12 +171,12 @@ class MemoryDelivery:
 class MemoryConsumer:
     """A subscription; it takes one delivery at a time until one comes that is not redelivered."""
 
-    def __init__(self, server: Server, queue: StoredQueue, receive: Receive, prefetch: int, offset: str | None) -> None:
+    def __init__(self, server: Server, queue: StoredQueue, receive: Receive, taking: Taking) -> None:
         self._server = server
         self._receive = receive
-        self._prefetch = prefetch
-        self._careful = offset is None
-        self._position = len(queue.ready) if offset == "next" else 0
+        self._prefetch = taking.prefetch or sys.maxsize
+        self._careful = taking.careful and taking.offset is None
+        self._position = len(queue.ready) if taking.offset == "next" else 0
         self.queue = queue
         self.in_hand = 0
 
@@ -233,9 +234,11 @@ class Memory:
     async def until_trusted(self, queue: str) -> None:
         """Always."""
 
-    async def consume(self, queue: str, receive: Receive, *, prefetch: int, offset: str | None = None) -> Consumer:
+    async def consume(
+        self, queue: str, receive: Receive, *, prefetch: int, offset: str | None = None, careful: bool = True
+    ) -> Consumer:
         stored = self._server.queues[queue]
-        consumer = MemoryConsumer(self._server, stored, receive, prefetch, offset)
+        consumer = MemoryConsumer(self._server, stored, receive, Taking(prefetch, offset, careful))
         self._consumers.append(consumer)
         stored.consumers.append(consumer)
         self._server.hand_out(stored)

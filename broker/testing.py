@@ -214,17 +214,21 @@ class Recorded:
     async def until_trusted(self, queue: str) -> None:
         """A test's RabbitMQ is not killed in the middle."""
 
-    async def consume(self, queue: str, receive: Receive, *, prefetch: int, offset: str | None = None) -> Consumer:
+    async def consume(
+        self, queue: str, receive: Receive, *, prefetch: int, offset: str | None = None, careful: bool = True
+    ) -> Consumer:
         def received(delivery: Delivery) -> None:
             recorded = RecordedDelivery(delivery, self._journal, self._who, self._prefix)
             self._journal.received(recorded.passage, redelivered=delivery.redelivered)
             receive(recorded)
 
-        return await self._inner.consume(self._prefix + queue, received, prefetch=prefetch, offset=offset)
+        return await self._inner.consume(
+            self._prefix + queue, received, prefetch=prefetch, offset=offset, careful=careful
+        )
 
     async def take(self, queue: str, receive: Receive) -> Consumer:
         """Consume without writing it down."""
-        return await self._inner.consume(self._prefix + queue, receive, prefetch=100)
+        return await self._inner.consume(self._prefix + queue, receive, prefetch=100, careful=False)
 
     async def forward(self, message: Message) -> None:
         """Publish without writing it down."""

@@ -83,6 +83,15 @@ Receive = Callable[[Delivery], None]
 """Takes a delivery. Must not block and must not raise."""
 
 
+@dataclass(frozen=True, slots=True)
+class Taking:
+    """How a consumer takes: see `Transport.consume`."""
+
+    prefetch: int
+    offset: str | None = None
+    careful: bool = True
+
+
 class Consumer(Protocol):
     """A subscription to one queue."""
 
@@ -131,14 +140,17 @@ class Transport(Protocol):
         The original of a copy into a queue is acknowledged only then.
         """
 
-    async def consume(self, queue: str, receive: Receive, *, prefetch: int, offset: str | None = None) -> Consumer:
+    async def consume(
+        self, queue: str, receive: Receive, *, prefetch: int, offset: str | None = None, careful: bool = True
+    ) -> Consumer:
         """Have a queue's messages handed to ``receive``, again after each reconnect.
 
         Args:
             queue: its name.
             receive: called for each delivery.
-            prefetch: how many may be in hand at a time.
+            prefetch: how many may be in hand at a time; 0 for all there are.
             offset: for a stream, where to begin: ``"first"``, ``"next"``, ``"1h"`` …
+            careful: take one at a time until one comes that is not redelivered.
         """
 
     def problems(self) -> list[str]:

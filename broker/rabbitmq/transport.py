@@ -11,7 +11,13 @@ from functools import partial
 from uuid import uuid4
 
 from aiormq.abc import AbstractChannel, DeliveredMessage
-from aiormq.exceptions import ChannelAccessRefused, ChannelPreconditionFailed, DeliveryError, PublishError
+from aiormq.exceptions import (
+    ChannelAccessRefused,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+    DeliveryError,
+    PublishError,
+)
 from pamqp import commands as amqp
 from structlog.typing import FilteringBoundLogger
 
@@ -22,7 +28,7 @@ from broker.rabbitmq.declare import apply, remove
 from broker.rabbitmq.link import FAILURES, Link, reason, translate
 from broker.settings import Settings
 from broker.topology import Topology, shared_topology
-from broker.transport import Consumer, HeaderValue, Message, Receive
+from broker.transport import Consumer, HeaderValue, Message, Receive, Taking
 
 YOUNG = 2.0
 """Seconds during which a queue just declared is not trusted: RabbitMQ killed then may bring it back without what it
@@ -87,6 +93,17 @@ class RabbitMQ:
     async def _declare_to_consume(self) -> None:
         if any(consumer.started for consumer in self._consumers):  # else it has just been declared
             await apply(self._consuming, self._shared | self._topology)
+
+    async def count(self, queue: str) -> int | None:
+        """How many messages are ready in a queue; None if there is no such queue. Raises as `declare` does."""
+        await self._publishing.channel()
+        try:
+            async with self._publishing.scratch() as channel:
+                return (await channel.queue_declare(queue, passive=True)).message_count
+        except ChannelNotFoundEntity:
+            return None
+        except FAILURES as error:
+            raise translate(error, self._settings.hosts[0]) from None
 
     def _distrust(self, topology: Topology) -> None:
         trusted_at = asyncio.get_running_loop().time() + YOUNG
@@ -155,8 +172,10 @@ class RabbitMQ:
 
     # -- consuming -----------------------------------------------------------------------------------------------
 
-    async def consume(self, queue: str, receive: Receive, *, prefetch: int, offset: str | None = None) -> Consumer:
-        consumer = RabbitMQConsumer(self._consuming, queue, receive, prefetch, offset)
+    async def consume(
+        self, queue: str, receive: Receive, *, prefetch: int, offset: str | None = None, careful: bool = True
+    ) -> Consumer:
+        consumer = RabbitMQConsumer(self._consuming, queue, receive, Taking(prefetch, offset, careful))
         self._consumers.append(consumer)
         await self._consuming.open()
         if not consumer.started:
@@ -178,12 +197,11 @@ class RabbitMQ:
 class RabbitMQConsumer:
     """One subscription; on each new channel it starts anew, with one delivery at a time."""
 
-    def __init__(self, link: Link, queue: str, receive: Receive, prefetch: int, offset: str | None) -> None:
+    def __init__(self, link: Link, queue: str, receive: Receive, taking: Taking) -> None:
         self._link = link
         self._queue = queue
         self._receive = receive
-        self._prefetch = prefetch
-        self._offset = offset
+        self._taking = taking
         self._channel: AbstractChannel | None = None
         self._tag = ""
         self._careful = False
@@ -195,8 +213,8 @@ class RabbitMQConsumer:
         if self._cancelled:
             return
         self._channel = channel
-        self._careful = self._offset is None and self._prefetch > 1
-        await self._consume(channel, 1 if self._careful else self._prefetch)
+        self._careful = self._taking.careful and self._taking.offset is None and self._taking.prefetch != 1
+        await self._consume(channel, 1 if self._careful else self._taking.prefetch)
         self.started = True
 
     async def _consume(self, channel: AbstractChannel, prefetch: int) -> None:
@@ -206,7 +224,7 @@ class RabbitMQConsumer:
             self._queue,
             partial(self._on_message, channel),
             consumer_tag=self._tag,
-            arguments={"x-stream-offset": self._offset} if self._offset else None,
+            arguments={"x-stream-offset": self._taking.offset} if self._taking.offset else None,
         )
 
     async def _on_message(self, channel: AbstractChannel, delivered: DeliveredMessage) -> None:
@@ -221,7 +239,7 @@ class RabbitMQConsumer:
             if not self._cancelled:
                 await channel.basic_cancel(self._tag)
             if not self._cancelled:
-                await self._consume(channel, self._prefetch)
+                await self._consume(channel, self._taking.prefetch)
         except FAILURES as error:
             if channel is self._channel:
                 self._link.break_off(reason(error))

@@ -264,8 +264,8 @@ async def test_health_tells_of_an_outage_and_of_its_end(
         await asyncio.to_thread(rabbit.stop)
         assert await ready() == 503
         reasons = (await client.get("/ready")).json()["reasons"]
-        assert any("not connected to publish" in reason for reason in reasons)
-        assert any("not connected to consume" in reason for reason in reasons)
+        assert any("(publish) is not connected" in reason for reason in reasons)
+        assert any("(consume) is not connected" in reason for reason in reasons)
         assert (await client.get("/live")).status_code == 200
 
         await asyncio.to_thread(rabbit.start)
