@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
@@ -9,24 +10,28 @@ from urllib.parse import quote, urlsplit
 import httpx
 import pytest
 
-from broker.tools.node import Node, login
-from broker.tools.server import NoServer, Server, rabbitmq, start
+from broker.tools.node import login
+from broker.tools.server import NoServer, Server, node_to_break, rabbitmq
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from broker.tools.container import ContainerNode
+    from broker.tools.node import Node
+
+
+def say(request: pytest.FixtureRequest, line: str) -> None:
+    """Show people what a session runs on."""
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print(f"\n{line}", end="", flush=True)  # noqa: T201 - it belongs beside pytest's own lines
 
 
 @pytest.fixture(scope="session")
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """The RabbitMQ of this test run. Tests that need one fail when there is none: they never skip."""
-
-    def say(line: str) -> None:
-        with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-            print(f"\n{line}", end="", flush=True)  # noqa: T201 - the way that people see what a session runs on
-
     try:
-        with rabbitmq(docker="testcontainers", say=say) as found:
-            say(f"RabbitMQ {found.version}: {found.origin}\n")
+        with rabbitmq(docker="testcontainers", say=lambda line: say(request, line)) as found:
+            say(request, f"RabbitMQ {found.version}: {found.origin}\n")
             yield found
     except NoServer as why:
         pytest.fail(str(why), pytrace=False)
@@ -52,25 +57,13 @@ def vhost_url(server: Server) -> Iterator[str]:
 
 
 @pytest.fixture
-def node() -> Iterator[Callable[[], Node]]:
-    """Starts private nodes for a test that stops, kills or freezes RabbitMQ, ``rabbit = node()``. They end with it."""
-    with _Nodes() as nodes:
-        yield nodes.start
+def node(request: pytest.FixtureRequest) -> Iterator[Callable[[], Node | ContainerNode]]:
+    """Starts nodes for a test that stops, kills or freezes RabbitMQ, ``rabbit = node()``. They end with the test."""
+    with contextlib.ExitStack() as stack:
 
+        def start() -> Node | ContainerNode:
+            started = node_to_break(lambda line: say(request, line))
+            stack.callback(started.close)
+            return started
 
-class _Nodes:
-    def __init__(self) -> None:
-        self._started: list[Node] = []
-
-    def start(self) -> Node:
-        node = Node()
-        self._started.append(node)
-        start(node)
-        return node
-
-    def __enter__(self) -> _Nodes:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for node in self._started:
-            node.close()
+        yield start

@@ -130,10 +130,12 @@ class Management:
     """
 
     def __init__(self, url: str | None = None, management_url: str | None = None, *, timeout: float = 10.0) -> None:
-        settings = Settings()
-        address = urlsplit(hosts_of(url or settings.url.get_secret_value())[0])
-        if management_url is None and url is None and settings.management_url is not None:
-            management_url = settings.management_url.get_secret_value()
+        if url is None:
+            settings = Settings()
+            url = settings.url.get_secret_value()
+            if management_url is None and settings.management_url is not None:
+                management_url = settings.management_url.get_secret_value()
+        address = urlsplit(hosts_of(url)[0])
         api = urlsplit(management_url or f"http://{address.hostname}:{DEFAULT_PORT}")
         login = api if api.username else address
         self.vhost = unquote(address.path[1:]) or "/"

@@ -38,9 +38,8 @@ START_TIMEOUT = 90.0
 STOP_TIMEOUT = 30.0
 """Seconds that a node may take to stop by itself before it is killed."""
 
-_PORTS = range(
-    20000, 30000
-)  # below Linux's ephemeral range: a client that reconnects to a dead node cannot take its port
+# Below Linux's ephemeral range: a client that reconnects to a dead node cannot take its port meanwhile.
+_PORTS = range(20000, 30000)
 _SBIN = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin", "/opt/homebrew/bin")
 _ADVANCED = "-kernel inet_dist_use_interface {127,0,0,1} -rabbit quorum_tick_interval 500"
 _CONFIG = """\
@@ -263,7 +262,7 @@ class Node:
     def _answers(self) -> bool:
         if self._process is not None and self._process.poll() is not None:
             raise NodeFailed(f"rabbitmq-server ended with status {self._process.returncode}: {self._last_words()}")
-        return management_answers(self.management_url, login(self.url)) and amqp_version(self.url) is not None
+        return answers(self.management_url, self.url)
 
     def _last_words(self) -> str:
         words = (self.folder / "output").read_text(errors="replace").strip().splitlines()
@@ -351,6 +350,11 @@ def management_answers(management_url: str, user: tuple[str, str], timeout: floa
         return httpx.get(f"{management_url}/api/overview", auth=user, timeout=timeout).is_success
     except httpx.HTTPError:
         return False
+
+
+def answers(management_url: str, url: str) -> bool:
+    """Whether a node has started: management takes the URL's login, and AMQP greets."""
+    return management_answers(management_url, login(url)) and amqp_version(url) is not None
 
 
 def login(url: str) -> tuple[str, str]:

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 from urllib.parse import quote, unquote, urlsplit
 
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from broker.errors import ConnectionFailed
 from broker.settings import Settings, hosts_of, readable
+from broker.tools.container import IMAGE, TICKS, ContainerNode
 from broker.tools.management import DEFAULT_PORT
 from broker.tools.node import (
     START_TIMEOUT,
@@ -34,6 +35,7 @@ from broker.tools.node import (
     NodeFailed,
     Watchdog,
     amqp_version,
+    answers,
     free_ports,
     installed,
     login,
@@ -45,7 +47,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-IMAGE = "rabbitmq:4-management"
 MINIMUM = (3, 10)
 """The oldest RabbitMQ that this project works on."""
 
@@ -55,8 +56,11 @@ PULL_TIMEOUT = 300.0
 INSTALL_TIMEOUT = 600.0
 """Seconds that installing with apt may take."""
 
-_TICKS = "-rabbit quorum_tick_interval 500"  # counts are that fresh, see broker.tools.management
 _POLICY = Path("/usr/sbin/policy-rc.d")
+
+HELP = """There is no RabbitMQ to use.
+Start Docker, or install rabbitmq-server (Debian, Ubuntu: apt-get install rabbitmq-server),
+or point at one: BROKER_URL=amqp://user:password@host:5672/"""
 
 Say: TypeAlias = "Callable[[str], None]"
 Engine: TypeAlias = Literal["compose", "testcontainers"]
@@ -124,9 +128,7 @@ def rabbitmq(
     Raises:
         NoServer: no way works. The message says what helps.
     """
-    ways = []
-    if "url" in Settings().model_fields_set:
-        ways.append(Way("BROKER_URL", lambda: pointed_at(Settings())))
+    ways = [Way("BROKER_URL", pointed_at)] if is_pointed_at() else []
     if docker == "compose":
         ways.append(Way("Docker", lambda: compose(Path("docker-compose.yml"), say, keep)))
     elif docker == "testcontainers":
@@ -153,12 +155,8 @@ def _first(ways: Sequence[Way], say: Say, stack: contextlib.ExitStack) -> Server
                 stack.push(attempt.pop_all())
                 return server
         except NotAvailable as why:
-            say(f"RabbitMQ: {way.name} does not work: {why}. Trying the next way.")
-    raise NoServer(
-        "There is no RabbitMQ to use.\n"
-        "Start Docker, or install rabbitmq-server (Debian, Ubuntu: apt-get install rabbitmq-server),\n"
-        "or point at one: BROKER_URL=amqp://user:password@host:5672/"
-    )
+            say(_not_this(way.name, why))
+    raise NoServer(HELP)
 
 
 def refuse_old(version: str) -> None:
@@ -171,9 +169,23 @@ def refuse_old(version: str) -> None:
         raise NotAvailable(f"it is version {version}; {'.'.join(map(str, MINIMUM))} or later is needed")
 
 
+def is_pointed_at() -> bool:
+    """Whether ``BROKER_URL`` is set."""
+    try:
+        return "url" in Settings().model_fields_set
+    except ValidationError:
+        return True  # then `pointed_at` says what is wrong with it
+
+
 @contextlib.contextmanager
-def pointed_at(settings: Settings) -> Iterator[Server]:
+def pointed_at() -> Iterator[Server]:
     """The RabbitMQ that ``BROKER_URL`` names."""
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        raise NotAvailable(
+            "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors(include_input=False))
+        ) from None
     url = settings.url.get_secret_value()
     if (version := amqp_version(url)) is None:
         raise NotAvailable(f"no RabbitMQ answers at {readable(url)}")
@@ -216,6 +228,51 @@ def private_node(keep: Callable[[], bool] = lambda: False) -> Iterator[Server]:
         yield Server(node.url, node.management_url, f"a private node of {node.program}", version, node.stop_command)
 
 
+def node_to_break(say: Say = print) -> Node | ContainerNode:
+    """A node of our own, started, that tests may stop, kill and freeze: private, in a container, or private after apt.
+
+    The caller closes it. Raises :exc:`NoServer` when no way works.
+    """
+    ways: tuple[tuple[str, Callable[[], Node | ContainerNode]], ...] = (
+        ("rabbitmq-server on this machine", Node),
+        ("Docker", lambda: _container_node(say)),
+        ("rabbitmq-server from apt", lambda: _installed_node(say)),
+    )
+    for name, make in ways:
+        try:
+            return _started(make())
+        except (NodeFailed, NotAvailable) as why:
+            say(_not_this(name, why))
+    raise NoServer(HELP)
+
+
+def _container_node(say: Say) -> ContainerNode:
+    _check_engine(["docker", "version"])
+    _fetch_image(say)
+    return ContainerNode()
+
+
+def _installed_node(say: Say) -> Node:
+    install(say)
+    return Node()
+
+
+def _not_this(name: str, why: Exception) -> str:
+    return f"RabbitMQ: {name} does not work: {str(why).rstrip('.')}. Trying the next way."
+
+
+def _started(node: Node | ContainerNode) -> Node | ContainerNode:
+    try:
+        if isinstance(node, Node):
+            start(node)
+        else:
+            node.start()
+    except BaseException:
+        node.close()
+        raise
+    return node
+
+
 def start(node: Node, attempts: int = 3) -> None:
     """Start a new node; again on other ports when somebody took one of them meanwhile."""
     for attempt in range(1, attempts + 1):
@@ -232,6 +289,13 @@ def start(node: Node, attempts: int = 3) -> None:
 @contextlib.contextmanager
 def from_apt(say: Say, keep: Callable[[], bool] = lambda: False) -> Iterator[Server]:
     """On Debian and Ubuntu, as root: install ``rabbitmq-server`` and use it as a private node."""
+    install(say)
+    with private_node(keep) as server:
+        yield server
+
+
+def install(say: Say) -> None:
+    """Install ``rabbitmq-server`` with apt, starting nothing; raises :exc:`NotAvailable` where that is not possible."""
     with contextlib.suppress(NodeFailed):
         installed()
         raise NotAvailable("it is installed already, and did not work")
@@ -243,8 +307,6 @@ def from_apt(say: Say, keep: Callable[[], bool] = lambda: False) -> Iterator[Ser
     with no_system_services():
         _apt("update")
         _apt("install", "--yes", "--no-install-recommends", "rabbitmq-server")
-    with private_node(keep) as server:
-        yield server
 
 
 def _apt(*arguments: str) -> None:
@@ -279,7 +341,7 @@ def compose(file: Path, say: Say, keep: Callable[[], bool] = lambda: False) -> I
     environment = {
         **os.environ,
         "RABBITMQ_UI_PORT": str(port),
-        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": _TICKS,
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": TICKS,
         "RABBITMQ_HEALTH_INTERVAL": "1h",  # each check starts an Erlang of its own; here we look ourselves
     }
     down = [*command, "down", "--volumes", "--timeout", "5"]
@@ -287,7 +349,10 @@ def compose(file: Path, say: Say, keep: Callable[[], bool] = lambda: False) -> I
 
     def end() -> None:
         if not keep():
-            run(down, 60, environment)
+            try:
+                run(down, 60, environment)
+            except NotAvailable as why:
+                say(f"RabbitMQ: its container may still run ({why}). It is ended by: {shlex.join(down)}")
         watchdog.release()  # only now: until here it would take over
 
     with contextlib.ExitStack() as stack:
@@ -307,7 +372,7 @@ def container() -> Iterator[Server]:
     _check_engine(["docker", "version"])
     _fetch_image(lambda _: None)
     box = DockerContainer(IMAGE).with_exposed_ports(5672, 15672)
-    box = box.with_env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", _TICKS)
+    box = box.with_env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", TICKS)
     try:
         box.start()
     except Exception as why:  # the engine's, requests' and testcontainers' own errors have no common class
@@ -340,7 +405,7 @@ def _fetch_image(say: Say) -> None:
 def _ready(url: str, management_url: str, origin: str, stop_command: str = "") -> Server:
     try:
         wait_until(
-            lambda: management_answers(management_url, login(url)) and amqp_version(url) is not None,
+            lambda: answers(management_url, url),
             START_TIMEOUT,
             f"the RabbitMQ of the image {IMAGE} did not answer within {START_TIMEOUT:.0f} s",
         )

@@ -139,7 +139,7 @@ async def first_orders(stage: Stage, placer: Placer, orders: list[goods.Entity],
         ),
         "CRM and Reporting know these orders, and all eight run",
     )
-    stage.view.say(f"{len(orders)} orders placed")
+    stage.view.say(f"{count(len(orders), 'order')} placed")
     stage.view.snapshot()
 
 
@@ -175,11 +175,16 @@ async def kill_one(stage: Stage, placer: Placer, orders: list[goods.Entity]) -> 
     if victim in LISTENERS:
         await stage.until(lambda: stage.waiting(victim) >= len(orders), f"the queue of {victim} grows")
     stage.view.say(
-        f"{len(orders)} more orders: {stage.waiting(victim)} events wait for {victim}; "
+        f"{count(len(orders), 'more order')}: {count(stage.waiting(victim), 'event')} waiting for {victim}; "
         f"{' and '.join(witnesses)} know all {len(stage.placed)}"
     )
     stage.view.snapshot()
     await stage.pause(1.5)
+
+
+def count(number: int, thing: str) -> str:
+    """``1 order``, ``2 orders``."""
+    return f"{number} {thing}" + ("" if number == 1 else "s")
 
 
 async def start_again(stage: Stage, placer: Placer, orders: list[goods.Entity]) -> None:
@@ -199,7 +204,7 @@ async def start_again(stage: Stage, placer: Placer, orders: list[goods.Entity]) 
         "all orders are dispatched",
     )
     await stage.until(lambda: all(stage.waiting(name) == 0 for name in LISTENERS), "all queues are empty")
-    stage.view.say(f"its queue is empty again; {len(stage.placed)} orders dispatched")
+    stage.view.say(f"its queue is empty again; {count(len(stage.placed), 'order')} dispatched")
     stage.view.snapshot()
 
 
