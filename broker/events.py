@@ -158,12 +158,13 @@ def uuid7() -> UUID:
 
 
 def declared() -> Iterator[type[Event]]:
-    """Every event class that this process has imported."""
+    """Every event class that this process has imported. One that was refused may linger without a contract."""
     pending = [Event]
     while pending:
         for event in pending.pop().__subclasses__():
             pending.append(event)
-            yield event
+            if "__contract__" in vars(event):
+                yield event
 
 
 class Catalogue:
