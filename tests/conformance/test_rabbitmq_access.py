@@ -108,7 +108,7 @@ async def test_no_rabbitmq_there(lines: list[dict[str, Any]]) -> None:
         error = await refused(f"amqp://guest:{PASSWORD}@127.0.0.1:{port}/", lines, connect_timeout=0.5)
     assert isinstance(error, ConnectionFailed)
     assert f"127.0.0.1:{port}" in str(error)
-    assert "running" in str(error)
+    assert "No RabbitMQ answer" in str(error)
 
 
 async def test_nobody_answers_there(lines: list[dict[str, Any]]) -> None:

@@ -71,6 +71,11 @@ class World:
             self.server.move_to(monotonic() - began)
             await asyncio.sleep(0.005)
 
+    @property
+    def now(self) -> float:
+        """Seconds on the clock by which retry queues give back."""
+        return self.server.now if self.url is None else monotonic()
+
     def settings(self, **changes: Any) -> Settings:
         url = {} if self.url is None else {"url": SecretStr(self.url)}
         return Settings(**(url | {"publish_timeout": 5.0} | changes))

@@ -89,6 +89,14 @@ def test_a_contract_that_cannot_be_is_refused(contract: dict[str, Any], says: st
     assert f"{__name__}.Weighed" in str(caught.value)
 
 
+def test_a_refused_class_is_not_declared_however_long_it_lingers() -> None:
+    with pytest.raises(ContractError) as caught:  # its traceback holds the class
+        define("Refused", key="Not A Key")
+    assert "Refused" in {event.__name__ for event in Event.__subclasses__()}
+    assert "Refused" not in {event.__name__ for event in declared()}
+    del caught
+
+
 def test_a_class_name_that_gives_no_key_is_refused() -> None:
     with pytest.raises(ContractError, match="printable"):
         define("__")
