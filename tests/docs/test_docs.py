@@ -1,0 +1,114 @@
+"""What README and docs say is so: settings, names, links, exit codes, and code that compiles and type-checks."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+import broker.errors
+from broker import BrokerError, Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+NAMED = re.compile(r"^# (\w+\.py)\n")
+
+
+def shown(default: object) -> str:
+    """A default as one would write it into the environment."""
+    match default:
+        case None:
+            return ""
+        case bool():
+            return "`on`" if default else "`off`"
+        case SecretStr():
+            return f"`{default.get_secret_value()}`"
+        case tuple():
+            return f"`{','.join(default)}`"
+    return f"`{default}`"
+
+
+def settings_table() -> str:
+    """The settings as docs/configuration.md must list them."""
+    rows = [
+        f"| `BROKER_{name.upper()}` | {shown(field.default)} | {(field.description or '').replace('|', chr(92) + '|')} |"
+        for name, field in Settings.model_fields.items()
+    ]
+    return "\n".join(["| variable | default | |", "|---|---|---|", *rows])
+
+
+def test_configuration_lists_every_setting() -> None:
+    assert settings_table() in (ROOT / "docs/configuration.md").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_in_pages_compiles(page: Path) -> None:
+    for number, block in enumerate(BLOCK.findall(page.read_text())):
+        compile(block, f"{page.name}, block {number}", "exec")
+
+
+def names_in(page: str) -> list[str]:
+    return sorted(set(re.findall(r"`(broker(?:\.\w+)+)`", (ROOT / page).read_text())))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for page in ("docs/walk.md", "docs/topology.md", "docs/decisions/dead-letters.md")
+        for name in names_in(page)
+    ],
+)
+def test_a_function_that_a_page_names_exists(name: str) -> None:
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for attribute in parts[length:]:
+            found = getattr(found, attribute)
+        return
+    pytest.fail(f"no module holds {name}")
+
+
+def test_the_exit_codes_are_those_of_the_errors() -> None:
+    rows = re.findall(r"^\| (\d+) \| [^|]* \| ([^|]*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    said = {name: int(code) for code, names in rows for name in re.findall(r"`(\w+)`", names)}
+    assert said
+    assert said == {name: getattr(broker.errors, name).exit_code for name in said}
+    known = {error.__name__ for error in BrokerError.__subclasses__() if error.__module__ == "broker.errors"}
+    assert {name for name in known if getattr(broker.errors, name).exit_code > 1} - set(said) <= {"PublishFailed"}
+
+
+def test_complete_examples_pass_mypy_strict(tmp_path: Path) -> None:
+    """Blocks that begin with their file's name are complete; web.py needs FastAPI, which is not ours to install."""
+    for page in (ROOT / "README.md", ROOT / "docs/testing.md"):
+        for number, block in enumerate(BLOCK.findall(page.read_text())):
+            named = NAMED.match(block)
+            name = named[1] if named else f"{page.stem.lower()}_{number}.py"
+            (tmp_path / name).write_text(block)
+    (tmp_path / "web.py").unlink()
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / ".cache"), "."],
+        cwd=tmp_path,
+        env={**os.environ, "MYPYPATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert "Success" in done.stdout, done.stdout + done.stderr
