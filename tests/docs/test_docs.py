@@ -38,7 +38,7 @@ def shown(default: object) -> str:
 def settings_table() -> str:
     """The settings as docs/configuration.md must list them."""
     rows = [
-        f"| `BROKER_{name.upper()}` | {shown(field.default)} | {(field.description or '').replace('|', chr(92) + '|')} |"
+        f"| `BROKER_{name.upper()}` | {shown(field.default)} | {field.description} |"
         for name, field in Settings.model_fields.items()
     ]
     return "\n".join(["| variable | default | |", "|---|---|---|", *rows])
