@@ -22,7 +22,7 @@ from tests.acceptance.running import BROKER, Process
 from tests.waiting import until
 
 
-class ParcelWeighed(Event, name="Parcel Weighed", key="parcel.weighed"):
+class ParcelArrived(Event, name="Parcel Arrived", key="parcel.arrived"):
     """As the sorting service declares it, too."""
 
     number: int
@@ -42,7 +42,7 @@ from pathlib import Path
 from broker import Event, Retry, Service
 
 
-class ParcelWeighed(Event, name="Parcel Weighed", key="parcel.weighed"):
+class ParcelArrived(Event, name="Parcel Arrived", key="parcel.arrived"):
     number: int
 
 
@@ -58,8 +58,8 @@ def note(what, number):
         notes.write(f"{what} {number} {os.getpid()}\\\\n")
 
 
-@service.on(ParcelWeighed)
-async def sort(parcel: ParcelWeighed) -> ParcelSent:
+@service.on(ParcelArrived)
+async def sort(parcel: ParcelArrived) -> ParcelSent:
     note("begun", parcel.number)
     while Path("closed").exists():
         await asyncio.sleep(0.01)
@@ -125,7 +125,7 @@ def sorting(tmp_path: Path, vhost_url: str, start: Start) -> Sorting:
 
 
 def parcels(*numbers: int) -> list[Event]:
-    return [ParcelWeighed(number=number) for number in numbers]
+    return [ParcelArrived(number=number) for number in numbers]
 
 
 # -- ending ----------------------------------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ async def test_health_tells_of_an_outage_and_of_its_end(
 
         await until(well, timeout=30)
     async with Broker(rabbit.url, source="scales") as broker:
-        await broker.publish(ParcelWeighed(number=1))
+        await broker.publish(ParcelArrived(number=1))
     await until(lambda: sorting.notes("done")[1] == 1)
 
 

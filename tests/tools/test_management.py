@@ -11,6 +11,7 @@ import pytest
 from broker.errors import AccessRefused, ConnectionFailed
 from broker.tools.management import Management, ManagementFailed
 from broker.tools.node import free_ports
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -37,11 +38,16 @@ async def test_tells_the_version(management: Management, server: Server) -> None
     assert await management.version() == server.version
 
 
+async def no_consumers(management: Management, queue: str) -> bool:
+    """Whether a queue is said to have none. For a moment after its declaration nothing is said."""
+    return (await management.queue(queue)).consumers == 0
+
+
 async def test_lists_what_the_management_ui_shows(management: Management) -> None:
     await _declare(management, "packing")
     (queue,) = await management.queues()
     assert (queue.name, queue.type, queue.arguments["x-queue-type"]) == ("packing", "quorum", "quorum")
-    assert (await management.queue("packing")).consumers == 0
+    await until(lambda: no_consumers(management, "packing"))
     (binding,) = await management.bindings()
     assert (binding.source, binding.key, binding.destination) == ("amq.topic", "order.placed", "packing")
     assert "amq.topic" in {exchange.name for exchange in await management.exchanges() if exchange.durable}
