@@ -56,7 +56,8 @@ PULL_TIMEOUT = 300.0
 INSTALL_TIMEOUT = 600.0
 """Seconds that installing with apt may take."""
 
-_POLICY = Path("/usr/sbin/policy-rc.d")
+POLICY = Path("/usr/sbin/policy-rc.d")
+"""Debian asks this program, if it is there, whether it may start a service."""
 
 HELP = """There is no RabbitMQ to use.
 Start Docker, or install rabbitmq-server (Debian, Ubuntu: apt-get install rabbitmq-server),
@@ -304,7 +305,7 @@ def install(say: Say) -> None:
     if os.geteuid() != 0:
         raise NotAvailable("that needs root")
     say("RabbitMQ: installing rabbitmq-server with apt-get (a minute or two); no system service is started.")
-    with no_system_services():
+    with no_system_services(POLICY):
         _apt("update")
         _apt("install", "--yes", "--no-install-recommends", "rabbitmq-server")
 
@@ -315,7 +316,7 @@ def _apt(*arguments: str) -> None:
 
 
 @contextlib.contextmanager
-def no_system_services(policy: Path = _POLICY) -> Iterator[None]:
+def no_system_services(policy: Path) -> Iterator[None]:
     """While installing, Debian starts no service: this is what its ``policy-rc.d`` is for. An existing one stays."""
     if policy.exists():
         yield
