@@ -26,7 +26,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from pydantic_core import from_json, to_json
 
 from broker.errors import Malformed, UnknownEvent, near_miss
-from broker.events import Catalogue, Event, declared, subject_of
+from broker.events import Event, closest_version, declared, subject_of
 
 STRUCTURED = "application/cloudevents+json"
 CONTENT_TYPE = f"{STRUCTURED}; charset=utf-8"
@@ -152,12 +152,10 @@ class Envelope:
     def _declared(self) -> type[Event]:
         """The class that this process declares for the name; with several definitions, the one imported first."""
         events = [event for event in declared() if event.__contract__.name == self.name]
-        versions = {event.__contract__.version: event for event in reversed(events)}
-        found = Catalogue(versions.values()).reader(self.name, self.version)
-        if found is None:
+        if not events:
             hint = near_miss(self.name, {event.__contract__.name for event in declared()})
             raise UnknownEvent(f"No event named {self.name!r} is imported here.{hint} Pass its class to decode().")
-        return found
+        return closest_version({event.__contract__.version: event for event in reversed(events)}, self.version)
 
 
 def read(envelope: Envelope, event: type[E]) -> E:

@@ -217,21 +217,19 @@ class Catalogue:
         return self._by_name[name]
 
     def reader(self, name: str, version: int | None) -> type[Event] | None:
-        """The class to read an event with, or None when the name is not of this catalogue.
-
-        The version's own class; else the highest below it, which reads it if its fields allow; else the lowest.
-        """
+        """The class to read an event with, or None when the name is not of this catalogue."""
         versions = self._by_name.get(name)
-        if not versions:
-            return None
-        if version in versions:
-            return versions[version]
-        below = [known for known in versions if version is None or known < version]
-        return versions[max(below) if below else min(versions)]
+        return closest_version(versions, version) if versions else None
 
     def of_key(self, key: str) -> str | None:
         """The name of the event that has this routing key, if the catalogue holds one."""
         return self._by_key.get(key)
+
+
+def closest_version(versions: Mapping[int, type[Event]], wanted: int | None) -> type[Event]:
+    """Of an event's versions the one wanted; else the highest below it, which reads it if it can; else the lowest."""
+    below = [version for version in versions if wanted is None or version <= wanted]
+    return versions[max(below) if below else min(versions)]
 
 
 def fields_of(event: type[Event]) -> dict[str, Any]:
