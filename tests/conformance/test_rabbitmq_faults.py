@@ -172,7 +172,8 @@ async def test_a_consumer_whose_queue_was_deleted_has_a_new_one_within_two_secon
         while len(packed) == 1:
             await broker.publish(weighed(2))
             assert monotonic() - deleted < 2
-    assert any("deleted" in str(line.get("error")) for line in lines if line["event"] == "disconnected")
+    errors = [str(line.get("error")) for line in lines if line["event"] == "disconnected"]
+    assert any("was its queue deleted?" in error or "no queue 'packing'" in error for error in errors), errors
 
 
 async def test_a_deleted_retry_queue_is_declared_again(rabbit: World, management: Management) -> None:
