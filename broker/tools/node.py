@@ -51,9 +51,6 @@ log.console = false
 """
 
 
-_RELEASED: list[subprocess.Popen[bytes]] = []  # kept, or Python would warn that they still run
-
-
 class NodeFailed(BrokerError):
     """A node did not start, or did not do what it was told."""
 
@@ -214,7 +211,7 @@ class Node:
     def release(self) -> None:
         """Let the node outlive this process; from here on :attr:`stop_command` is the only way to end it."""
         if self._process is not None:
-            _RELEASED.append(self._process)
+            self._process.returncode = 0  # Python would warn, at its own end, that it still runs
         if self._watchdog is not None:
             self._watchdog.release()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -88,41 +87,34 @@ def _mark_of_others() -> bool:
     return not bindable(4369)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-async def test_a_node_ends_with_the_process_that_started_it(number: signal.Signals, mark: Mark) -> None:
+async def test_a_node_ends_with_the_process_that_started_it(mark: Mark) -> None:
     words = (sys.executable, "-c", STARTS_A_NODE)
     owner = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
     assert owner.stdout is not None
     folder = Path((await owner.stdout.readline()).decode().strip())
     assert len(mark.processes()) > 2
-    owner.send_signal(number)
+    owner.kill()
     await owner.wait()
     await until(lambda: not mark.processes() and not folder.exists())
 
 
-async def test_a_released_node_goes_on_until_its_stop_command(mark: Mark) -> None:
+async def test_a_port_that_somebody_took_is_left_to_them_and_a_released_node_goes_on_until_its_stop_command(
+    listener: int, mark: Mark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    amqp, management, epmd = free_ports(3)
+    offered = iter([[amqp, management, listener, epmd], free_ports(4)])  # the third is the one for other nodes
+    monkeypatch.setattr(node_module, "free_ports", lambda _: next(offered))
     node = Node()
-    await asyncio.to_thread(node.start)
+    await asyncio.to_thread(start, node)
+    assert listener not in node._ports
     node.release()
     assert amqp_version(node.url) is not None
+
     stopping = await asyncio.create_subprocess_shell(node.stop_command)
     await stopping.wait()
     await until(lambda: not mark.processes())
     assert not node.folder.exists()
     node.close()
-
-
-async def test_a_port_that_somebody_took_is_left_to_them(listener: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    amqp, management, epmd = free_ports(3)
-    offered = iter([[amqp, management, listener, epmd], free_ports(4)])  # the third is the one for other nodes
-    monkeypatch.setattr(node_module, "free_ports", lambda _: next(offered))
-    node = Node()
-    try:
-        await asyncio.to_thread(start, node)
-        assert amqp_version(node.url) is not None
-        assert listener not in node._ports
-    finally:
-        await asyncio.to_thread(node.close)
 
 
 def test_a_server_that_does_not_start_says_why(tmp_path: Path, mark: Mark) -> None:
