@@ -273,7 +273,7 @@ async def test_health_tells_of_an_outage_and_of_its_end(
         async def well() -> bool:
             return await ready() == 200
 
-        await until(well, timeout=30)
+        await until(well, timeout=90)
     async with Broker(rabbit.url, source="scales") as broker:
         await broker.publish(ParcelArrived(number=1))
     await until(lambda: sorting.notes("done")[1] == 1)
