@@ -64,7 +64,7 @@ class Event(BaseModel):
         pydantic.ValidationError: at construction, when a field is missing, wrong or unknown.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)  # JSON knows neither infinity nor NaN
 
     __contract__: ClassVar[Contract]
     _id: UUID | None = PrivateAttr(None)

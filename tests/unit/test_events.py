@@ -319,3 +319,12 @@ def test_documentation_and_order_do_not_make_another_event() -> None:
     assert list(Catalogue([Noted, again()])) == [Noted]
     with pytest.raises(ContractError, match="different fields"):
         Catalogue([Noted, other()])
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+def test_what_json_cannot_carry_is_refused_when_constructing(number: str) -> None:
+    class TankFilled(Event, name="Tank Filled", key="tank.filled"):
+        litres: float
+
+    with pytest.raises(ValidationError):
+        TankFilled(litres=float(number))
