@@ -48,13 +48,13 @@ def main(
     RabbitMQ is the one at BROKER_URL, or comes from Docker, or from the rabbitmq-server of this machine as a private
     node, or, on Debian and Ubuntu as root, from apt. What was started is stopped at the end and on Ctrl-C.
 
-    Exit status: 0 all is as it should be; 1 some difference, a dead process or a timeout; 3 to 5 no RabbitMQ to use, it
-    refused, or holds queues that are in the way; 130 interrupted.
+    Exit status: 0 all is as it should be; 1 some difference, a dead process or a timeout; 3 no RabbitMQ to use; 4 it
+    refused; 130 interrupted.
     """
     if kill not in SERVICES:
         raise typer.BadParameter(f"{kill!r} is none of {', '.join(SERVICES)}.", param_hint="--kill")
     terminate_as_interrupt()
-    raise typer.Exit(run(Wishes(orders, keep, kill, folder or new_folder(), docker)))
+    raise typer.Exit(run(Wishes(orders, keep, kill, (folder or new_folder()).resolve(), docker)))
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ def run(wishes: Wishes) -> int:
     wishes.folder.mkdir(parents=True, exist_ok=True)
     well = False
     docker: Engine | None = "compose" if wishes.docker else None
+    view.say("Looking for a RabbitMQ, or starting one.")
     try:
         with rabbitmq(docker=docker, say=view.say, keep=lambda: wishes.keep and well) as server:
             asyncio.run(perform(server, view, wishes))
@@ -115,9 +116,11 @@ async def own_vhost(server: Server, keep: bool) -> AsyncIterator[str]:
             await management.create_vhost(name)
         except AccessRefused:
             await _refuse_unless_empty(management)
-            yield server.url
-            if not keep:
-                await management.clear()
+            try:
+                yield server.url
+            finally:
+                if not keep:
+                    await management.clear()
             return
         try:
             yield urlsplit(server.url)._replace(path=f"/{name}").geturl()
