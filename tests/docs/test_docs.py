@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,16 @@ from pydantic import SecretStr
 
 import broker.errors
 from broker import BrokerError, Settings
+from broker.retry import Delay
+from broker.tools.discover import find_services
+from broker.topology import (
+    publisher_permissions,
+    retry_topology,
+    service_permissions,
+    service_topology,
+    shared_topology,
+)
+from services.contracts import NewOrderPlaced, OrderDispatched, OrderPacked
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -60,18 +71,11 @@ def test_python_in_pages_compiles(page: Path) -> None:
         compile(block, f"{page.name}, block {number}", "exec")
 
 
-def names_in(page: str) -> list[str]:
-    return sorted(set(re.findall(r"`(broker(?:\.\w+)+)`", (ROOT / page).read_text())))
+def names_in(page: Path) -> set[str]:
+    return set(re.findall(r"`(broker(?:\.\w+)+)`", page.read_text()))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name
-        for page in ("docs/walk.md", "docs/topology.md", "docs/decisions/dead-letters.md")
-        for name in names_in(page)
-    ],
-)
+@pytest.mark.parametrize("name", sorted({name for page in PAGES for name in names_in(page)}))
 def test_a_function_that_a_page_names_exists(name: str) -> None:
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
@@ -85,6 +89,40 @@ def test_a_function_that_a_page_names_exists(name: str) -> None:
     pytest.fail(f"no module holds {name}")
 
 
+def test_the_arguments_of_queues_are_those_declared() -> None:
+    page = (ROOT / "docs/topology.md").read_text()
+    packing = service_topology("packing", ["order.placed"], "events") | retry_topology("packing", Delay.parse("1s"))
+    for queue in (shared_topology(Settings()) | packing).queues:
+        (row,) = [row for row in page.splitlines() if f"| `{queue.name}`" in row and "x-queue-type" in row]
+        assert re.findall(r"`(x-[^`]+)`", row) == [f"{name}={value}" for name, value in queue.arguments.items()]
+
+
+def test_the_permissions_are_those_computed() -> None:
+    page = (ROOT / "docs/topology.md").read_text()
+    placed, packed = ["order.placed"], ["order.packed"]
+    for user, granted in (
+        ('publishes "New Order Placed"', publisher_permissions(Settings(), placed)),
+        ("the service packing", service_permissions("packing", Settings(), patterns=placed, publishes=packed)),
+    ):
+        cells = [f"`{cell}`".replace("|", "\\|") for cell in astuple(granted)]
+        assert " | ".join([f"| {user}", *cells]) in page
+
+
+def test_the_picture_of_the_sequence_has_its_ten_arrows() -> None:
+    """No more and no less."""
+    picture = (ROOT / "docs/pictures/sequence.svg").read_text()
+    arrows = re.findall(r"<title>(\w+) ─ ([\w ]+) → (\w+)</title>", picture)
+    assert len(arrows) == 10
+    services = find_services(["services"])
+    assert set(arrows) == {
+        (publisher.name, event.__contract__.name, subscriber.name)
+        for publisher in services
+        for event in (NewOrderPlaced, OrderPacked, OrderDispatched)
+        for subscriber in services
+        if event in publisher.publishes and event in subscriber.handlers.events
+    }
+
+
 def test_the_exit_codes_are_those_of_the_errors() -> None:
     rows = re.findall(r"^\| (\d+) \| [^|]* \| ([^|]*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
     said = {name: int(code) for code, names in rows for name in re.findall(r"`(\w+)`", names)}
@@ -94,21 +132,37 @@ def test_the_exit_codes_are_those_of_the_errors() -> None:
     assert {name for name in known if getattr(broker.errors, name).exit_code > 1} - set(said) <= {"PublishFailed"}
 
 
-def test_complete_examples_pass_mypy_strict(tmp_path: Path) -> None:
+def write_examples(folder: Path) -> None:
     """Blocks that begin with their file's name are complete; web.py needs FastAPI, which is not ours to install."""
     for page in (ROOT / "README.md", ROOT / "docs/testing.md"):
         for number, block in enumerate(BLOCK.findall(page.read_text())):
             named = NAMED.match(block)
-            name = named[1] if named else f"{page.stem.lower()}_{number}.py"
-            (tmp_path / name).write_text(block)
-    (tmp_path / "web.py").unlink()
+            name = named[1] if named else f"test_{page.stem.lower()}_{number}.py"
+            (folder / name).write_text(block)
+    (folder / "web.py").unlink()
+
+
+def run(*words: str, folder: Path) -> str:
+    """What a module, run as ``python -m``, prints."""
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / ".cache"), "."],
-        cwd=tmp_path,
+        [sys.executable, "-m", *words],
+        cwd=folder,
         env={**os.environ, "MYPYPATH": ""},
         capture_output=True,
         text=True,
         timeout=240,
         check=False,
     )
-    assert "Success" in done.stdout, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_complete_examples_pass_mypy_strict(tmp_path: Path) -> None:
+    write_examples(tmp_path)
+    said = run("mypy", "--strict", "--cache-dir", str(tmp_path / ".cache"), ".", folder=tmp_path)
+    assert "Success" in said, said
+
+
+def test_the_tests_that_the_pages_show_pass(tmp_path: Path) -> None:
+    write_examples(tmp_path)
+    said = run("pytest", "-q", "-o", "asyncio_mode=auto", folder=tmp_path)
+    assert "4 passed" in said, said
