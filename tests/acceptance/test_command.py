@@ -349,7 +349,7 @@ async def test_4_when_rabbitmq_refuses(folder: Path, wrong: str, user: Login, ma
 
 
 async def test_least_privilege_is_enough_and_no_more_is_granted(
-    folder: Path, vhost_url: str, user: Login, start: Start
+    folder: Path, vhost_url: str, user: Login, start: Start, management: Management
 ) -> None:
     first = start(BROKER, "run", "sorting", url=vhost_url, folder=folder)
     await first.logged("started")  # somebody who may has declared what is shared
@@ -361,6 +361,10 @@ async def test_least_privilege_is_enough_and_no_more_is_granted(
     other = await broker(*PUBLISH[:1], "Parcel Sent", *PUBLISH[2:], url=user.url, folder=folder)
     assert other.code == 4, other.err
     assert "refused the publish" in other.err
+
+    await management.permit(user.name, configure="^$", write="^$", read=r"^events\.log$")
+    tail = start(BROKER, "tail", url=user.url, folder=folder)
+    await tail.logged("consuming")
 
     patterns, keys = ["parcel.weighed", "letter.#"], ["parcel.sent"]
     await user.permit(service_permissions("sorting", Settings(), patterns=patterns, publishes=keys))
