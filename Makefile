@@ -8,13 +8,19 @@ SUITABLE := import sys; sys.exit(sys.version_info < (3, 11))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean
+.PHONY: help demo test faults fuzz cluster-test soak check clean
 
 help:
 	@echo 'make demo    watch the shop: eight services, orders, a kill -9, a broken event; ends with the verdict'
 	@echo '             ORDERS=20  how many orders (1 to 1000)'
 	@echo '             KEEP=1     leave the services and RabbitMQ running at the end, and say how to stop them'
 	@echo 'make test    run all tests on a real RabbitMQ; ARGS="-k packing" goes to pytest'
+	@echo 'make faults  the whole fault matrix on each RabbitMQ to be had (about an hour); writes docs/reliability.md'
+	@echo '             ARGS="-k killed" runs a part of it, and keeps the other results'
+	@echo 'make fuzz    10,000 hostile messages each way, 1,000 reconnects (about 15 minutes)'
+	@echo 'make cluster-test  three nodes: one killed, one frozen, all restarted in turn; writes docs/reliability.md'
+	@echo 'make soak    random faults under load (about 15 minutes); writes docs/reliability.md'
+	@echo '             SEED=7 EVENTS=100000 FAULTS=30  which faults, how many events and faults'
 	@echo 'make check   ruff, mypy --strict, import-linter'
 	@echo 'make clean   remove the virtual environment, caches and the data of demo runs'
 	@echo
@@ -29,6 +35,18 @@ test: $(READY)
 	$(BIN)/coverage run -m pytest $(ARGS)
 	@$(BIN)/coverage combine --quiet
 	@$(if $(ARGS),$(BIN)/coverage report --fail-under=0 | tail -n 1,$(BIN)/coverage report --skip-covered)
+
+faults: $(READY)
+	@$(BIN)/python -m tests.faults $(ARGS)
+
+fuzz: $(READY)
+	$(BIN)/pytest -m full tests/fuzz tests/leaks $(ARGS)
+
+cluster-test: $(READY)
+	$(BIN)/pytest -m full tests/cluster $(ARGS)
+
+soak: $(READY)
+	@$(BIN)/python -m tests.soak
 
 check: $(READY)
 	$(BIN)/ruff check

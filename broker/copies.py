@@ -6,6 +6,7 @@
 ``broker-service``     who failed
 ``broker-handler``     which function
 ``broker-error``       the exception, as ``TypeName: text``
+``broker-traceback``   where it was raised; none for `Reject` and the like, whose text says it all
 ``broker-failed-at``   when, ISO 8601, UTC
 =====================  ==========================================================
 
@@ -16,16 +17,22 @@ retry for a cycle and drops it, and 4.x believes a delivery count that a publish
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from broker.errors import BrokerError
 from broker.transport import HeaderValue, Message
 
 MOST = 16 * 1024
 """Bytes of headers on a copy. RabbitMQ closes the connection when they exceed a frame (128 KiB)."""
 ERROR_MOST = 2000
-"""Characters of an exception's text."""
+"""Bytes of an exception's text."""
+TRACEBACK_MOST = 4000
+"""Bytes of a traceback, the last ones, which say where."""
+OURS_MOST = ERROR_MOST + TRACEBACK_MOST + 2000
+"""Bytes of our own headers, at most."""
 
 LARGEST_FLOAT = 3.4e38
 """AMQP clients send floating-point headers with 32 bits; none must be larger."""
@@ -47,27 +54,48 @@ class Failure:
 
     @property
     def reason(self) -> str:
-        """The exception in one line."""
-        return f"{type(self.error).__name__}: {self.error}"[:ERROR_MOST]
+        """The exception as text."""
+        return _bytes(f"{type(self.error).__name__}: {self.error}")[:ERROR_MOST].decode(errors="ignore")
+
+    @property
+    def traceback(self) -> str:
+        """Where it was raised; empty for our own errors."""
+        if isinstance(self.error, BrokerError):
+            return ""
+        return _bytes("".join(traceback.format_exception(self.error)))[-TRACEBACK_MOST:].decode(errors="ignore")
 
     @property
     def headers(self) -> dict[str, HeaderValue]:
         """The failure as headers."""
-        return {
+        traced: dict[str, HeaderValue] = {"broker-traceback": self.traceback} if self.traceback else {}
+        return traced | {
             "broker-key": self.key,
             "broker-attempt": self.attempt,
             "broker-service": self.service,
             "broker-handler": self.handler,
-            "broker-error": self.reason.encode("utf-8", "replace").decode(),
+            "broker-error": self.reason,
             "broker-failed-at": self.at.isoformat(),
         }
 
 
 def copy(message: Message, failure: Failure, queue: str) -> Message:
     """The same message for another queue of the failing service, through its own exchange."""
-    return replace(
-        message, exchange=failure.service, key=queue, headers=failure.headers | carried(message.headers, MOST - 4096)
-    )
+    headers = failure.headers | carried(message.headers, MOST - OURS_MOST)
+    return replace(message, exchange=failure.service, key=queue, headers=headers, death=None)
+
+
+def redriven(message: Message, service: str) -> Message:
+    """A dead letter for its service's queue once more, as if it had never been handled."""
+    key, _ = history(message, service)
+    again: dict[str, HeaderValue] = {"broker-key": key, "broker-attempt": 0}
+    headers = again | carried(message.headers, MOST - OURS_MOST)
+    return replace(message, exchange=service, key=service, headers=headers, death=None)
+
+
+def brought_forward(message: Message, service: str) -> Message:
+    """What waits for a retry, for its service's queue now: its next attempt, earlier."""
+    headers = {name: value for name, value in message.headers.items() if not name.startswith(TRACES)}
+    return replace(message, exchange=service, key=service, headers=headers, death=None)
 
 
 def carried(headers: Mapping[str, HeaderValue], room: int) -> dict[str, HeaderValue]:
@@ -91,6 +119,10 @@ def history(message: Message, service: str) -> tuple[str, int]:
         return message.key, 1
     key, attempt = message.headers.get("broker-key"), message.headers.get("broker-attempt")
     return (
-        key if isinstance(key, str) else message.key,
+        key if isinstance(key, str) else message.death.key if message.death else message.key,
         attempt + 1 if isinstance(attempt, int) and 0 <= attempt < 1_000_000 else 1,
     )
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "replace")

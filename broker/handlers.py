@@ -142,6 +142,7 @@ class Handler:
         pattern: the pattern it takes; it then receives an `Envelope`.
         retry: its own ladder, if it has one.
         returns: the events that its return type names.
+        runs_async: it runs on the event loop rather than in a thread.
     """
 
     function: Function
@@ -150,6 +151,7 @@ class Handler:
     retry: Retry | None
     takes_context: bool
     returns: tuple[type[Event], ...]
+    runs_async: bool
 
     @property
     def name(self) -> str:
@@ -170,12 +172,15 @@ class Handler:
             ContractError: it returns what is not an event.
         """
         arguments = (payload, context) if self.takes_context else (payload,)
-        if is_async(self.function):
-            result: object = self.function(*arguments)
+        result: object
+        if self.runs_async:
+            result = self.function(*arguments)
         else:
             result = await threads.call(self.function, arguments)
-        if inspect.isawaitable(result):
+        if inspect.iscoroutine(result) or inspect.isawaitable(result):
             result = await result
+        if result is None:
+            return
         if isinstance(result, AsyncIterable):
             result = [event async for event in result]
         for event in _events(result, self.name):
@@ -277,6 +282,7 @@ def inspect_handler(function: Function, subscribed: tuple[type[Event] | str, ...
         takes_context=second is not None
         and (len(required) == 2 or second.name == "context" or _resolve(function, second.annotation) is Context),
         returns=tuple(_events_in(_resolve(function, inspect.signature(function).return_annotation))),
+        runs_async=is_async(function),
     )
 
 
@@ -398,6 +404,12 @@ class Handlers:
                     f"{handler.name} subscribes to {handler.pattern!r}, which no event declares."
                     f"{near_miss(handler.pattern, keys)} Import the event's module, or use a pattern with '*' or '#'."
                 )
+
+    def guess(self, key: str) -> type[Event] | None:
+        """The class with which an event of this key is most likely read; `choose` decides."""
+        catalogue = self._catalogue = self._catalogue or Catalogue(self.events)
+        name = catalogue.of_key(key)
+        return catalogue.reader(name, None) if name is not None else None
 
     def choose(self, envelope: Envelope) -> tuple[Handler, type[Event] | None]:
         """The handler of an event, and the class to read it with (None: it takes the envelope).

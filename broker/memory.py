@@ -8,7 +8,6 @@ processes share RabbitMQ.
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from broker.errors import ConnectionFailed, TooLarge, TopologyConflict, Unroutable
 from broker.settings import Settings
 from broker.topology import Exchange, Queue, Topology, matches, shared_topology
-from broker.transport import Consumer, Message, Receive, Taking
+from broker.transport import Consumer, Death, Message, Receive, Taking
 
 
 @dataclass(slots=True)
@@ -108,16 +107,18 @@ class Server:
         """Return a delivery to the front of its queue, or dead-letter it if it was delivered too often."""
         limit = delivery.queue.declaration.arguments.get("x-delivery-limit")
         if limit is not None and delivery.stored.deliveries > int(limit):
-            self.dead_letter(delivery.queue, delivery.stored)
+            self.dead_letter(delivery.queue, delivery.stored, "delivery_limit")
         else:
             delivery.queue.ready.appendleft(delivery.stored)
 
-    def dead_letter(self, queue: StoredQueue, stored: Stored) -> None:
+    def dead_letter(self, queue: StoredQueue, stored: Stored, reason: str) -> None:
         """Move a message where its queue says, untouched but for exchange and key."""
         arguments = queue.declaration.arguments
         exchange, key = arguments.get("x-dead-letter-exchange"), arguments.get("x-dead-letter-routing-key")
         if exchange is not None:
-            self.publish(replace(stored.message, exchange=str(exchange), key=str(key)))
+            death = stored.message.death
+            noted = Death(reason, death.key if death else stored.message.key)
+            self.publish(replace(stored.message, exchange=str(exchange), key=str(key), death=noted))
 
     def waiting(self) -> Iterator[float]:
         """When the messages in retry queues are due."""
@@ -130,7 +131,7 @@ class Server:
         self.now = max(self.now, now)
         for queue in list(self.queues.values()):
             while queue.ready and 0 < queue.ready[0].due <= self.now:
-                self.dead_letter(queue, queue.ready.popleft())
+                self.dead_letter(queue, queue.ready.popleft(), "expired")
 
 
 class MemoryDelivery:
@@ -152,7 +153,7 @@ class MemoryDelivery:
 
     async def reject(self) -> None:
         if self._settle() and not self.queue.stream:
-            self._server.dead_letter(self.queue, self.stored)
+            self._server.dead_letter(self.queue, self.stored, "rejected")
 
     async def release(self) -> None:
         if self._settle() and not self.queue.stream:
@@ -174,8 +175,9 @@ class MemoryConsumer:
     def __init__(self, server: Server, queue: StoredQueue, receive: Receive, taking: Taking) -> None:
         self._server = server
         self._receive = receive
-        self._prefetch = taking.prefetch or sys.maxsize
+        self._prefetch = taking.prefetch
         self._careful = taking.careful and taking.offset is None
+        self._paused = False
         self._position = len(queue.ready) if taking.offset == "next" else 0
         self.queue = queue
         self.in_hand = 0
@@ -183,7 +185,7 @@ class MemoryConsumer:
     @property
     def has_room(self) -> bool:
         """Whether it may get another delivery."""
-        return self.in_hand < (1 if self._careful else self._prefetch)
+        return self.in_hand < (1 if self._careful or self._paused else self._prefetch)
 
     def take(self, delivery: MemoryDelivery) -> None:
         """Hand a delivery over."""
@@ -200,6 +202,13 @@ class MemoryConsumer:
             delivery = MemoryDelivery(self._server, queue, stored, self, redelivered=False)
             queue.unacked.append(delivery)
             self.take(delivery)
+
+    async def pause(self, why: str) -> None:
+        self._paused = True
+
+    async def resume(self) -> None:
+        self._careful = self._paused = False
+        self._server.hand_out(self.queue)
 
     async def cancel(self) -> None:
         if self in self.queue.consumers:
@@ -243,6 +252,9 @@ class Memory:
         stored.consumers.append(consumer)
         self._server.hand_out(stored)
         return consumer
+
+    async def count(self, queue: str) -> int | None:
+        return len(self._server.queues[queue].ready) if queue in self._server.queues else None
 
     def problems(self) -> list[str]:
         return [] if self._connected else ["not connected"]

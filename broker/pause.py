@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 
@@ -23,11 +24,13 @@ class KillSwitch:
     Args:
         settings: ``BROKER_PAUSE_…``.
         log: says ``paused`` and ``resumed``.
+        on_change: called after it paused or resumed.
     """
 
-    def __init__(self, settings: Settings, log: FilteringBoundLogger) -> None:
+    def __init__(self, settings: Settings, log: FilteringBoundLogger, on_change: Callable[[], None]) -> None:
         self._settings = settings
         self._log = log
+        self._on_change = on_change
         self._ends: deque[bool] = deque(maxlen=settings.pause_window)
         self._changed = asyncio.Event()
         self._resume_at: float | None = None
@@ -41,6 +44,11 @@ class KillSwitch:
             return None
         until = datetime.now(UTC) + timedelta(seconds=max(0.0, self._resume_at - monotonic()))
         return f"paused until {until:%H:%M:%S} UTC: {self._why}"
+
+    @property
+    def paused(self) -> bool:
+        """Whether `admit` may wait."""
+        return self._resume_at is not None
 
     async def admit(self) -> None:
         """Return when a delivery may be handled: at once, or, while paused, the one that tries after the pause."""
@@ -63,8 +71,10 @@ class KillSwitch:
                 self._conclude_try(error)
             return
         self._ends.append(error is not None)
+        if error is None or len(self._ends) < self._settings.pause_window:
+            return
         failed = sum(self._ends)
-        if error is not None and len(self._ends) == self._ends.maxlen and failed >= self._share * len(self._ends):
+        if failed >= self._share * len(self._ends):
             self._pause(f"{failed} of the last {len(self._ends)} handlings failed, the last with {_named(error)}")
 
     def ended(self) -> None:
@@ -86,12 +96,14 @@ class KillSwitch:
         self._ends.clear()
         self._changed.set()
         self._log.info("resumed")
+        self._on_change()
 
     def _pause(self, why: str) -> None:
         self._why = why
         self._resume_at = monotonic() + self._settings.pause_seconds
         self._changed.set()
         self._log.error("paused", seconds=self._settings.pause_seconds, why=why)
+        self._on_change()
 
 
 def _named(error: Exception) -> str:

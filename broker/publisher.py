@@ -6,28 +6,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from logging import DEBUG
 from types import TracebackType
 from typing import Self
 from uuid import UUID
 
-from pydantic import SecretStr
 from structlog.typing import FilteringBoundLogger
 
 from broker.envelope import CONTENT_TYPE, Story, encode
-from broker.errors import BrokerError, ContractError, PublishFailed, TooLarge
+from broker.errors import ContractError, PublishFailed, TooLarge
 from broker.events import LONGEST, Event, id_of
 from broker.logs import logger
 from broker.settings import Settings
 from broker.transport import Message, Transport
 
-IN_FLIGHT = 500
+IN_FLIGHT = 1000
 """How many events `Broker.publish_many` has under way at a time: enough to keep RabbitMQ busy, in bounded memory."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Publication:
     """An event about to be published, with its id and its place in a story."""
 
@@ -45,7 +45,7 @@ class Broker:
             event_id = await broker.publish(NewOrderPlaced(...))
 
     Args:
-        url: RabbitMQ's address; None: ``BROKER_URL``.
+        url: RabbitMQ's address, or those of a cluster's nodes; None: ``BROKER_URL``.
         source: who publishes: the name of the service or program. It stands in every event.
         settings: all settings; None: the environment's.
         transport: another way to RabbitMQ, as tests use.
@@ -57,7 +57,7 @@ class Broker:
 
     def __init__(
         self,
-        url: str | None = None,
+        url: str | Sequence[str] | None = None,
         *,
         source: str,
         settings: Settings | None = None,
@@ -67,7 +67,7 @@ class Broker:
             raise ContractError(f"source= is who publishes, 1 to {LONGEST} printable bytes, not {source!r}.")
         settings = settings or Settings()
         if url is not None:
-            settings = Settings.model_validate({**settings.model_dump(), "url": SecretStr(url)})
+            settings = Settings.model_validate({**settings.model_dump(), "url": url})
         self.settings = settings
         self.source = source
         self._log = logger(settings, service=source)
@@ -84,6 +84,7 @@ class Broker:
         """
         if self._transport is None:
             self._transport = rabbitmq(self.settings, self._log, self.source)
+        self._log = self._log.bind()  # structlog's proxy would bind anew for each line
         try:
             await self._transport.connect()
         except BaseException:
@@ -115,7 +116,7 @@ class Broker:
             Unroutable: no queue is bound for it; it is not stored.
             TooLarge: it was not sent.
             AccessRefused: this user may not publish it; it is not stored.
-            ContractError: it is not an event.
+            ContractError: it is not an event, or cannot be written as JSON.
             ConnectionFailed: this broker is not open.
         """
         publication = self._publication(event, id, correlation_id)
@@ -123,47 +124,50 @@ class Broker:
         return publication.id
 
     async def publish_many(
-        self, events: Iterable[Event] | AsyncIterable[Event], *, correlation_id: UUID | None = None
+        self,
+        events: Iterable[Event] | AsyncIterable[Event],
+        *,
+        correlation_id: UUID | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> list[UUID]:
-        """Publish many events, up to 500 under way at a time, and return their ids in order once all are stored.
+        """Publish many events, up to 1000 under way at a time, and return their ids in order once all are stored.
 
         Events are sent while ``events`` is read: what came before a wrong one, or before the iterable raised, is sent.
+        When it is cancelled, what is under way may be stored.
+
+        Args:
+            events: read as there is room for more, so they need not fit into memory.
+            correlation_id: the story that all of them belong to. Unsaid: each begins one.
+            progress: told how many are confirmed so far, after each.
 
         Raises:
             ExceptionGroup: of what `publish` raises, one for each event that failed; the others are stored. Each
                 carries ``event_id``.
             ContractError: one of them is not an event; those after it are not sent.
         """
-        ids: list[UUID] = []
-        failures: list[Exception] = []
-        room = asyncio.Semaphore(IN_FLIGHT)
-
-        async def send(publication: Publication) -> None:
-            try:
-                await self.send(publication)
-            except BrokerError as error:
-                failures.append(error)
-            finally:
-                room.release()
-
-        async with asyncio.TaskGroup() as sending:
+        batch = Batch(self, progress)
+        stopped: Exception | None = None
+        try:
             try:
                 async for event in _each(events):
                     publication = self._publication(event, None, correlation_id)
-                    await room.acquire()
-                    ids.append(publication.id)
-                    sending.create_task(send(publication))
+                    if batch.full:
+                        await batch.room()
+                    batch.add(publication)
             except Exception as error:  # raised below, after what was sent is confirmed
-                stopped: Exception | None = error
-            else:
-                stopped = None
-        if failures:
+                stopped = error
+            await batch.end()
+        except BaseException:
+            batch.abandon()
+            raise
+        if batch.failures:
             raise ExceptionGroup(
-                f"{len(failures)} of {len(ids)} events were not confirmed", [*failures, *([stopped] if stopped else [])]
+                f"{len(batch.failures)} of {len(batch.ids)} events were not confirmed",
+                [*batch.failures, *([stopped] if stopped else [])],
             )
         if stopped is not None:
             raise stopped
-        return ids
+        return batch.ids
 
     def _publication(self, event: Event, event_id: UUID | None, correlation_id: UUID | None) -> Publication:
         check_event(event)
@@ -172,27 +176,38 @@ class Broker:
 
     async def send(self, publication: Publication) -> None:
         """Publish an event whose id and story are decided. Raises as `publish` does."""
+        try:
+            await self.begin(publication)
+        except PublishFailed as error:
+            raise self.unconfirmed(publication, error) from None
+        self.confirmed(publication)
+
+    def begin(self, publication: Publication) -> Awaitable[None]:
+        """Hand an event to the transport. What is awaited ends as `broker.transport.Transport.publish` says."""
         if self._transport is None:
             raise ContractError("This broker is not open. Write: async with Broker(source=...) as broker: ...")
-        contract, story = publication.event.__contract__, publication.story
-        described = {
-            "event_name": contract.name,
-            "event_id": str(publication.id),
-            "correlation_id": str(story.correlation_id),
-        }
-        try:
-            message = self._message(publication)
-            await self._transport.publish(message, mandatory=self.settings.log, timeout=self.settings.publish_timeout)
-        except PublishFailed as error:
-            self._log.warning("unconfirmed", **described, error=str(error), stored=error.stored)
-            raise type(error)(f"{contract.name!r} {publication.id}: {error}", publication.id) from None
-        self._log.debug("published", key=contract.key, **described)
+        message = self._message(publication)
+        return self._transport.publish(message, mandatory=self.settings.log, timeout=self.settings.publish_timeout)
+
+    def confirmed(self, publication: Publication) -> None:
+        """Log that an event was published."""
+        if self._log.is_enabled_for(DEBUG):
+            self._log.debug("published", key=publication.event.__contract__.key, **_described(publication))
+
+    def unconfirmed(self, publication: Publication, error: PublishFailed) -> PublishFailed:
+        """Log that an event was not confirmed; the error to raise, which names it."""
+        self._log.warning("unconfirmed", **_described(publication), error=str(error), stored=error.stored)
+        name = publication.event.__contract__.name
+        return type(error)(f"{name!r} {publication.id}: {error}", publication.id)
 
     def _message(self, publication: Publication) -> Message:
         event, story = publication.event, publication.story
         contract = event.__contract__
         now = datetime.now(UTC)
-        body = encode(event, event_id=publication.id, source=self.source, time=now, story=story)
+        try:
+            body = encode(event, event_id=publication.id, source=self.source, time=now, story=story)
+        except ValueError as error:  # pydantic's: half a character in a JsonValue, say
+            raise ContractError(f"{contract.name!r} {publication.id} cannot be written as JSON: {error}") from None
         if len(body) > self.settings.max_message_bytes:
             raise TooLarge(
                 f"{len(body)} bytes are more than BROKER_MAX_MESSAGE_BYTES={self.settings.max_message_bytes}. "
@@ -208,6 +223,86 @@ class Broker:
             app_id=self.source,
             timestamp=now,
         )
+
+
+class Batch:
+    """The events of one `Broker.publish_many`: those under way, and what became of the others.
+
+    Attributes:
+        ids: of all that were begun, in order.
+        failures: of those that were not confirmed.
+    """
+
+    def __init__(self, broker: Broker, progress: Callable[[int], None] | None) -> None:
+        self._broker = broker
+        self._progress = progress
+        self._under_way: dict[asyncio.Future[None], Publication] = {}
+        self._waiting: asyncio.Future[None] | None = None
+        self._enough = 0
+        self._confirmed = 0
+        self.ids: list[UUID] = []
+        self.failures: list[Exception] = []
+
+    @property
+    def full(self) -> bool:
+        """As many are under way as may be."""
+        return len(self._under_way) >= IN_FLIGHT
+
+    def add(self, publication: Publication) -> None:
+        """Begin to publish one more."""
+        self.ids.append(publication.id)
+        try:
+            future = asyncio.ensure_future(self._broker.begin(publication))
+        except PublishFailed as error:
+            self.failures.append(self._broker.unconfirmed(publication, error))
+            return
+        self._under_way[future] = publication
+        future.add_done_callback(self._ended)
+
+    def _ended(self, future: asyncio.Future[None]) -> None:
+        publication = self._under_way.pop(future)
+        if self._waiting is not None and len(self._under_way) <= self._enough and not self._waiting.done():
+            self._waiting.set_result(None)
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is None:
+            self._confirmed += 1
+            self._broker.confirmed(publication)
+            if self._progress is not None:
+                self._progress(self._confirmed)
+        elif isinstance(error, PublishFailed):
+            self.failures.append(self._broker.unconfirmed(publication, error))
+        elif isinstance(error, Exception):
+            self.failures.append(error)
+
+    async def room(self) -> None:
+        """Return when half of them have an answer."""
+        await self._until(IN_FLIGHT // 2)
+
+    async def end(self) -> None:
+        """Return when all have an answer."""
+        await self._until(0)
+
+    async def _until(self, enough: int) -> None:
+        while len(self._under_way) > enough:
+            self._enough = enough
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
+        self._waiting = None
+
+    def abandon(self) -> None:
+        """Nobody waits for the others any more; they may be stored."""
+        for future in list(self._under_way):
+            future.cancel()
+
+
+def _described(publication: Publication) -> dict[str, str]:
+    return {
+        "event_name": publication.event.__contract__.name,
+        "event_id": str(publication.id),
+        "correlation_id": str(publication.story.correlation_id),
+    }
 
 
 def rabbitmq(settings: Settings, log: FilteringBoundLogger, name: str) -> Transport:

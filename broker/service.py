@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol, TypeVar, overload
 
 from pydantic import ValidationError
@@ -25,7 +26,7 @@ from broker.events import Catalogue, Event
 from broker.handlers import Context, Function, Handler, Handlers, Outcome, inspect_handler, is_async
 from broker.health import serve_health
 from broker.publisher import Broker, rabbitmq
-from broker.retry import DEFAULT, Retry
+from broker.retry import DEFAULT, Delay, Retry
 from broker.settings import Settings
 from broker.subscriber import Around, Subscriber, Subscription
 from broker.topology import check_service_name
@@ -155,6 +156,12 @@ class Service:
         """Its handlers, in the order they subscribed."""
         return list(self.handlers)
 
+    @property
+    def delays(self) -> list[Delay]:
+        """Every delay of its ladders, shortest first: each has a retry queue when first needed."""
+        ladders = [self.retry, *(handler.retry for handler in self.handlers if handler.retry is not None)]
+        return sorted({delay for ladder in ladders for delay in ladder.delays})
+
     def check(self) -> None:
         """Look for contradictions among the events it uses. Done when it starts or is inspected.
 
@@ -186,8 +193,12 @@ async def serve(
     """
     subscription = service.subscription()
     check_service_name(service.name, settings.exchange)
+    transport = transport or rabbitmq(settings, log, service.name)
+    standing = Standing(transport)
     async with AsyncExitStack() as stack:
-        transport = transport or rabbitmq(settings, log, service.name)
+        if settings.health_port is not None:  # first, and so it answers while starting and while stopping, too
+            health = serve_health(settings.health_host, settings.health_port, standing.problems)
+            log.info("health", port=await stack.enter_async_context(health))
         broker = await stack.enter_async_context(Broker(source=service.name, settings=settings, transport=transport))
         resources = await stack.enter_async_context(_lifespan(service))
         subscriber: Subscriber | None = None
@@ -195,15 +206,29 @@ async def serve(
             subscriber = Subscriber(subscription, broker, transport, resources, log)
             stack.push_async_callback(subscriber.drain)
             await subscriber.start()
-        if settings.health_port is not None:
-            health = serve_health(settings.health_host, settings.health_port, lambda: _problems(transport, subscriber))
-            log.info("health", port=await stack.enter_async_context(health))
+        standing.subscriber, standing.phase = subscriber, ""
         log.info("started", subscribes=subscription.handlers.bindings, pid=os.getpid())
-        yield subscriber
+        try:
+            yield subscriber
+        finally:
+            standing.phase = "stopping"
 
 
-def _problems(transport: Transport, subscriber: Subscriber | None) -> list[str]:
-    return transport.problems() + (subscriber.problems() if subscriber is not None else [])
+@dataclass(slots=True)
+class Standing:
+    """How a service stands, for its health: what it is going through, and what is wrong."""
+
+    transport: Transport
+    subscriber: Subscriber | None = None
+    phase: str = "starting"
+
+    def problems(self) -> list[str]:
+        """Why it does not do its work right now, in words; empty when it does."""
+        return [
+            *([self.phase] if self.phase else []),
+            *self.transport.problems(),
+            *(self.subscriber.problems() if self.subscriber is not None else []),
+        ]
 
 
 @asynccontextmanager

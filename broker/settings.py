@@ -5,11 +5,19 @@ Every setting is an environment variable with the prefix ``BROKER_``; nothing el
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Annotated, Literal, Self
 from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+WRONG_URL = (
+    "BROKER_URL is not of the form amqp://user:password@host:5672/vhost (amqps:// for TLS); "
+    "several are separated by commas"
+)
+NEXT_URL = re.compile(r",(?=\s*amqps?://)")
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -24,7 +32,8 @@ class Settings(BaseSettings):
     url: SecretStr = Field(
         default=SecretStr("amqp://guest:guest@localhost:5672/"),
         description="RabbitMQ's address, `amqp://user:password@host:port/vhost` or `amqps://…` (TLS, verified). "
-        "Several hosts of one cluster: `amqp://user:password@one:5672,two:5672/vhost`, tried in turn.",
+        "Several hosts of one cluster: `amqp://user:password@one:5672,two:5672/vhost`, or several addresses, "
+        "comma-separated or as a list; tried in turn.",
     )
     management_url: SecretStr | None = Field(
         default=None,
@@ -87,6 +96,10 @@ class Settings(BaseSettings):
         ge=1024,
         description="Largest event accepted for publishing. RabbitMQ 4 takes 16 MiB unless configured otherwise.",
     )
+    direct: bool = Field(
+        default=False,
+        description="Write and read events' frames ourselves, several times faster; `off` leaves them to aio-pika.",
+    )
     health_port: int | None = Field(
         default=None,
         ge=0,
@@ -111,6 +124,21 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("url", mode="before")
+    @classmethod
+    def _join(cls, value: object) -> object:
+        """Several addresses, as a list or as JSON, become one text."""
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                raise ValueError(WRONG_URL) from None
+        if isinstance(value, list | tuple):
+            if not value or not all(isinstance(part, str | SecretStr) for part in value):
+                raise ValueError(WRONG_URL)
+            return ",".join(part.get_secret_value() if isinstance(part, SecretStr) else part for part in value)
+        return value
 
     @field_validator("url")
     @classmethod
@@ -149,12 +177,16 @@ class Settings(BaseSettings):
 
 
 def hosts_of(url: str) -> tuple[str, ...]:
-    """Split an address with several hosts into one address for each.
+    """Split addresses, comma-separated, each with one host or several, into one address for each host.
 
     Raises:
         ValueError: it is not an AMQP address. The message never repeats the address, which may hold a password.
     """
-    wrong = ValueError("BROKER_URL is not of the form amqp://user:password@host:5672/vhost (amqps:// for TLS)")
+    return tuple(host for address in NEXT_URL.split(url) for host in _hosts_of_one(address.strip()))
+
+
+def _hosts_of_one(url: str) -> tuple[str, ...]:
+    wrong = ValueError(WRONG_URL)
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -175,6 +207,6 @@ def hosts_of(url: str) -> tuple[str, ...]:
 
 def readable(url: str) -> str:
     """An address for people: hosts and virtual host, no login."""
-    parts = urlsplit(url)
-    vhost = unquote(parts.path[1:]) or "/"
-    return f"{parts.netloc.rpartition('@')[2]}, virtual host {vhost!r}"
+    parts = [urlsplit(address.strip()) for address in NEXT_URL.split(url)]
+    vhost = unquote(parts[0].path[1:]) or "/"
+    return f"{','.join(part.netloc.rpartition('@')[2] for part in parts)}, virtual host {vhost!r}"

@@ -1,7 +1,8 @@
 """Subscribing: from a delivery to its handler, and back to RabbitMQ.
 
-The way of one delivery, each step a method below: `receive` puts it in line, `_work` takes it, `_handle` reads and
-handles it, `_conclude` publishes what the handler collected or sends a copy away, and only then acknowledges it.
+The way of one delivery, each step a method below: `receive` puts it in line, a worker takes it (`_work`), `_handle`
+reads and handles it, `_conclude` publishes what the handler collected or sends a copy away, and only then acknowledges
+it.
 
 Rules:
 
@@ -14,22 +15,35 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextvars import Context as ContextVars
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from logging import DEBUG
 from time import perf_counter
 from typing import Any
 
-from structlog.contextvars import bind_contextvars
+from structlog.contextvars import bind_contextvars, reset_contextvars
 from structlog.typing import FilteringBoundLogger
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from broker.copies import Failure, copy, history
-from broker.envelope import Envelope, decode
-from broker.errors import AccessRefused, BrokerError, Malformed, Reject, TooLarge, Unhandled, Unroutable
-from broker.events import Catalogue
+from broker.envelope import Envelope, decode, decode_as
+from broker.errors import (
+    AccessRefused,
+    BrokerError,
+    ContractError,
+    Malformed,
+    NotConfirmed,
+    PublishRefused,
+    Reject,
+    TooLarge,
+    Unhandled,
+    Unroutable,
+)
+from broker.events import Catalogue, Event
 from broker.handlers import Collector, Context, Handler, Handlers, Threads, payload_of
 from broker.pause import KillSwitch
 from broker.publisher import Broker, Publication
@@ -60,7 +74,7 @@ class Subscription:
     around: tuple[Around, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Handled:
     """How a handling ended."""
 
@@ -70,6 +84,23 @@ class Handled:
     error: Exception | None
     publications: list[Publication]
     took: float
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One of those who handle, one delivery after the other.
+
+    Attributes:
+        task: it runs.
+        delivery: what it has in hand.
+        since: when the handler was called; None when it is not in one.
+        late: the handler was cancelled, since its time was over.
+    """
+
+    task: asyncio.Task[None] = field(init=False)
+    delivery: Delivery | None = None
+    since: float | None = None
+    late: bool = False
 
 
 class Subscriber:
@@ -96,14 +127,18 @@ class Subscriber:
         self._broker = broker
         self._transport = transport
         self._resources = resources
-        self._log = log
+        self._log = log.bind()  # structlog's proxy would bind anew for each line
         self._settings = broker.settings
-        self._line: asyncio.Queue[Delivery] = asyncio.Queue()
+        self._line: deque[Delivery] = deque()
         self._threads = Threads(self._settings.concurrency, self._service)
-        self._workers: list[asyncio.Task[None]] = []
-        self._running: dict[asyncio.Task[None], Delivery] = {}
+        self._workers: set[Worker] = set()
+        self._idle: deque[asyncio.Future[None]] = deque()
+        self._draining = False
+        self._alarm: asyncio.TimerHandle | None = None
         self._consumer: Consumer | None = None
-        self._switch = KillSwitch(self._settings, log)
+        self._switch = KillSwitch(self._settings, log, self._pause_or_resume)
+        self._showing: asyncio.Task[None] | None = None
+        self._unconcluded: dict[Delivery, str] = {}
         self._retry_queues: set[str] = set()
         self._newer: set[tuple[str, int]] = set()
 
@@ -113,7 +148,10 @@ class Subscriber:
         """Declare what the service owns, and consume. Raises as `Transport.declare` does."""
         patterns = self._it.handlers.bindings
         await self._transport.declare(service_topology(self._service, patterns, self._settings.exchange))
-        self._workers = [asyncio.create_task(self._work()) for _ in range(self._settings.concurrency)]
+        self._fresh = copy_context()
+        for _ in range(self._settings.concurrency):
+            self._hire()
+        self._watch()
         self._consumer = await self._transport.consume(
             self._service, self.receive, prefetch=self._settings.full_prefetch
         )
@@ -122,26 +160,29 @@ class Subscriber:
         """Take no more, give back what has not begun, finish the rest within ``BROKER_SHUTDOWN_TIMEOUT``."""
         if self._consumer is not None:
             await self._consumer.cancel()
+        self._draining = True
+        while self._line:
+            await self._line.popleft().release()
         for worker in self._workers:
-            worker.cancel()
-        await asyncio.gather(*self._workers, return_exceptions=True)
-        while not self._line.empty():
-            await self._line.get_nowait().release()
-        running = list(self._running)
+            if worker.delivery is None:
+                worker.task.cancel()
+        running = [worker.task for worker in self._workers if worker.delivery is not None]
         if running:
             self._log.info("draining", running=len(running), timeout=self._settings.shutdown_timeout)
             _, late = await asyncio.wait(running, timeout=self._settings.shutdown_timeout)
             for task in late:
                 task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
             if late:
                 self._log.warning("given back", deliveries=len(late))
+        await asyncio.gather(*(worker.task for worker in self._workers), return_exceptions=True)
+        if self._alarm is not None:
+            self._alarm.cancel()
         self._threads.close()
 
     @property
     def busy(self) -> int:
         """Deliveries in line or in hand."""
-        return self._line.qsize() + len(self._running)
+        return len(self._line) + sum(worker.delivery is not None for worker in self._workers)
 
     def problems(self) -> list[str]:
         """Why it does not do its work right now, in words; empty when it does."""
@@ -149,6 +190,7 @@ class Subscriber:
         stuck = self._threads.running_longer_than(limit)
         return [
             *([self._switch.problem] if self._switch.problem else []),
+            *sorted(set(self._unconcluded.values())),
             *([f"{stuck} `def` handlers run for longer than BROKER_HANDLER_TIMEOUT={limit:g} s"] if stuck else []),
         ]
 
@@ -157,29 +199,57 @@ class Subscriber:
         """Whether a ``def`` handler still runs, after `drain` too: threads cannot be interrupted."""
         return self._threads.busy
 
+    def _pause_or_resume(self) -> None:
+        """Tell the consumer, which shows it in the management UI and to ``broker status``."""
+
+        async def show(before: asyncio.Task[None] | None, consumer: Consumer) -> None:
+            if before is not None:
+                await asyncio.wait([before])
+            why = self._switch.problem
+            await (consumer.pause(why) if why else consumer.resume())
+
+        if self._consumer is not None:
+            self._showing = asyncio.create_task(show(self._showing, self._consumer))
+
     def receive(self, delivery: Delivery) -> None:
         """Put a delivery in line for the next free worker."""
-        self._line.put_nowait(delivery)
+        self._line.append(delivery)
+        while self._idle:
+            waiting = self._idle.popleft()
+            if not waiting.done():
+                waiting.set_result(None)
+                break
 
-    async def _work(self) -> None:
-        """Take one delivery after the other. Each is handled in a task of its own, with fresh context variables."""
-        fresh: ContextVars = copy_context()
-        while True:
-            delivery = await self._line.get()
-            try:
-                await self._switch.admit()
-            except asyncio.CancelledError:
-                await delivery.release()
-                raise
-            handling = asyncio.create_task(self._take(delivery), context=fresh.copy())
-            self._running[handling] = delivery
-            handling.add_done_callback(self._running.pop)
-            await asyncio.wait([handling])  # when we are cancelled, it goes on
+    # -- workers -------------------------------------------------------------------------------------------------
 
-    async def _take(self, delivery: Delivery) -> None:
+    def _hire(self) -> None:
+        """One more worker, with fresh context variables."""
+        worker = Worker()
+        worker.task = asyncio.create_task(self._work(worker), context=self._fresh.copy())
+        self._workers.add(worker)
+
+    async def _work(self, worker: Worker) -> None:
+        """Take one delivery after the other. Context variables that a handler sets end with it, and so do we then."""
+        before = copy_context()
         try:
+            while not self._draining and _unchanged(before):
+                while not self._line:
+                    waiting = asyncio.get_running_loop().create_future()
+                    self._idle.append(waiting)
+                    await waiting
+                await self._take(self._line.popleft(), worker)
+        finally:
+            self._workers.discard(worker)
+        if not self._draining:
+            self._hire()
+
+    async def _take(self, delivery: Delivery, worker: Worker) -> None:
+        try:
+            if self._switch.paused:
+                await self._switch.admit()
+            worker.delivery = delivery
             if not delivery.lost:
-                await self._handle(delivery)
+                await self._handle(delivery, worker)
         except asyncio.CancelledError:
             await delivery.release()
             raise
@@ -188,29 +258,56 @@ class Subscriber:
             self._log.exception("unexpected", error=str(error))
             await delivery.release()
         finally:
+            worker.delivery = None
             self._switch.ended()
+
+    def _watch(self) -> None:
+        """Cancel the handlings that are beyond their time, and look again when the next may be."""
+        loop, limit = asyncio.get_running_loop(), self._settings.handler_timeout
+        now = loop.time()
+        handling = [worker for worker in self._workers if worker.since is not None and not worker.late]
+        for worker in handling:
+            if worker.since is not None and worker.since + limit <= now:
+                worker.late = True
+                worker.task.cancel()
+        since = min((worker.since or now for worker in handling if not worker.late), default=now)
+        self._alarm = loop.call_at(since + limit, self._watch)
 
     # -- one delivery --------------------------------------------------------------------------------------------
 
-    async def _handle(self, delivery: Delivery) -> None:
+    async def _handle(self, delivery: Delivery, worker: Worker) -> None:
         try:
             message = delivery.message
             key, attempt = history(message, self._service)
-            envelope = decode(message.body, key=key, content_type=message.content_type, headers=message.headers)
+            envelope, payload = self._read(message, key)
         except Malformed as error:
             self._log.error("dead", error=f"Malformed: {error}", raw=True)
             await delivery.reject()
             return
-        bind_contextvars(
+        bound = bind_contextvars(
             service=self._service,
             event_name=envelope.name,
             event_id=str(envelope.id),
             correlation_id=str(envelope.story.correlation_id),
         )
-        handled = await self._run(envelope, attempt)
-        await self._until_concluded(delivery, message, handled)
+        handled = await self._run(envelope, payload, attempt, worker)
+        if handled.error is None and not handled.publications:
+            self._report(handled, None, Acknowledge())
+            await delivery.ack()
+        else:
+            await self._until_concluded(delivery, message, handled)
+        reset_contextvars(**bound)
 
-    async def _run(self, envelope: Envelope, attempt: int) -> Handled:
+    def _read(self, message: Message, key: str) -> tuple[Envelope, Event | None]:
+        """The envelope, and the payload if one pass was enough for both."""
+        event = self._it.handlers.guess(key)
+        if event is not None:
+            both = decode_as(event, message.body, key=key, content_type=message.content_type)
+            if both is not None:
+                return both
+        return decode(message.body, key=key, content_type=message.content_type, headers=message.headers), None
+
+    async def _run(self, envelope: Envelope, payload: Event | None, attempt: int, worker: Worker) -> Handled:
         """Find the handler, read the payload for it, and call it."""
         collector = Collector(envelope, self._service, self._it.publishable)
         handler: Handler | None = None
@@ -218,21 +315,32 @@ class Subscriber:
         started = perf_counter()
         try:
             handler, event = self._it.handlers.choose(envelope)
-            payload = payload_of(envelope, event)
             self._notice_newer(envelope, event.__contract__.version if event else None)
             context = self._context(envelope, attempt, collector)
-            await self._call(lambda: handler.run(payload, context, self._threads), context)
+            given = payload if payload is not None and type(payload) is event else payload_of(envelope, event)
+            worker.since = asyncio.get_running_loop().time()
+            await self._call(handler, given, context)
         except Exception as raised:
             error = raised
         except asyncio.CancelledError as cancelled:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            error = RuntimeError(f"the handler cancelled itself: {cancelled}")
+            error = self._cancelled(worker, cancelled)
+        finally:
+            worker.since = None
+        if worker.late:
+            worker.late = False
+            worker.task.uncancel()
         collector.closed = True
         if not isinstance(error, Reject | Malformed | Unhandled):  # these say nothing of how we are
             self._switch.note(error)
         return Handled(envelope, handler, attempt, error, collector.publications, perf_counter() - started)
+
+    def _cancelled(self, worker: Worker, cancelled: asyncio.CancelledError) -> Exception:
+        """What a cancellation means: its time is over, or it cancelled itself; when we are to end, we do."""
+        if worker.late:
+            return TimeoutError(f"not handled within BROKER_HANDLER_TIMEOUT={self._settings.handler_timeout:g} s")
+        if worker.task.cancelling():
+            raise cancelled
+        return RuntimeError(f"the handler cancelled itself: {cancelled}")
 
     def _context(self, envelope: Envelope, attempt: int, collector: Collector) -> Context:
         return Context(
@@ -248,18 +356,16 @@ class Subscriber:
             _collector=collector,
         )
 
-    async def _call(self, handle: Callable[[], Awaitable[None]], context: Context) -> None:
-        """Call the handler through the functions around it, within its time."""
+    async def _call(self, handler: Handler, payload: Event | Envelope, context: Context) -> None:
+        """Call the handler through the functions around it."""
+
+        async def handle() -> None:
+            await handler.run(payload, context, self._threads)
+
+        call: Callable[[], Awaitable[None]] = handle
         for around in reversed(self._it.around):
-            handle = _wrapped(around, context, handle)
-        limit = self._settings.handler_timeout
-        try:
-            async with asyncio.timeout(limit) as time:
-                await handle()
-        except TimeoutError:
-            if time.expired():
-                raise TimeoutError(f"not handled within BROKER_HANDLER_TIMEOUT={limit:g} s") from None
-            raise
+            call = _wrapped(around, context, call)
+        await call()
 
     def _notice_newer(self, envelope: Envelope, known: int | None) -> None:
         version = envelope.version
@@ -276,6 +382,7 @@ class Subscriber:
         def hopeless(state: RetryCallState) -> bool:
             error = state.outcome.exception() if state.outcome else None
             self._log.warning("not concluded", attempt=state.attempt_number, error=str(error))
+            self._unconcluded[delivery] = f"what was handled cannot be concluded: {error}"
             return delivery.lost
 
         retrying = AsyncRetrying(
@@ -284,14 +391,17 @@ class Subscriber:
             wait=wait_random_exponential(multiplier=0.2, max=5),
             retry_error_callback=lambda _: None,
         )
-        await retrying(self._conclude, delivery, message, handled)
+        try:
+            await retrying(self._conclude, delivery, message, handled)
+        finally:
+            self._unconcluded.pop(delivery, None)
 
     async def _conclude(self, delivery: Delivery, message: Message, handled: Handled) -> None:
         error = handled.error
         if error is None:
             try:
                 await self._publish(handled.publications)
-            except (TooLarge, AccessRefused) as refused:  # trying again would not help: it is the handler's failure
+            except (TooLarge, AccessRefused, ContractError) as refused:  # the handler's failure, not RabbitMQ's
                 error = refused
         decision = decide(error, handled.attempt, self._ladder(handled.handler))
         queue = self._copy_goes_to(decision)
@@ -342,8 +452,15 @@ class Subscriber:
         except Unroutable:  # somebody deleted it
             self._retry_queues.discard(message.key)
             raise
+        except (NotConfirmed, PublishRefused) as error:
+            raise type(error)(
+                f"the queue {message.key!r} takes no copy: {error}. If RabbitMQ is well otherwise, that queue did not "
+                "survive a crash: delete it, and it is declared anew"
+            ) from None
 
     def _report(self, handled: Handled, error: Exception | None, decision: Decision) -> None:
+        if isinstance(decision, Acknowledge) and not self._log.is_enabled_for(DEBUG):
+            return
         envelope = handled.envelope
         what = {
             "event_name": envelope.name,
@@ -372,3 +489,9 @@ def _wrapped(around: Around, context: Context, handle: Callable[[], Awaitable[No
         await around(context, handle)
 
     return wrapped
+
+
+def _unchanged(before: ContextVars) -> bool:
+    """Whether the context variables are those of before."""
+    now = copy_context()
+    return len(now) == len(before) and all(now.get(variable) is value for variable, value in before.items())

@@ -29,7 +29,7 @@ from uuid import UUID, uuid4
 
 from pydantic import SecretStr
 
-from broker.copies import history
+from broker.copies import brought_forward, history
 from broker.envelope import Envelope, decode
 from broker.errors import ContractError, Malformed, near_miss
 from broker.events import Event
@@ -234,6 +234,9 @@ class Recorded:
         """Publish without writing it down."""
         await self._inner.publish(replace(message, exchange=self._prefix + message.exchange), mandatory=True, timeout=5)
 
+    async def count(self, queue: str) -> int | None:
+        return await self._inner.count(self._prefix + queue)
+
     def problems(self) -> list[str]:
         return self._inner.problems()
 
@@ -427,7 +430,7 @@ class Harness:
                 delivery = await asyncio.wait_for(found.get(), 0.1)
             except TimeoutError:
                 continue
-            message = replace(delivery.message, exchange=service, key=service)
+            message = brought_forward(delivery.message, service)
             if self._journal.passage(service, message) == due.passage:
                 await transport.forward(message)
                 await delivery.ack()

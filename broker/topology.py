@@ -30,8 +30,9 @@ from broker.settings import Settings
 
 DELIVERY_LIMIT = 20
 """How often RabbitMQ delivers an event whose process dies each time, before it dead-letters it."""
-DEAD_DELIVERY_LIMIT = 1_000_000_000
-"""Dead letters may be looked at as often as anybody likes. Without a limit RabbitMQ 4 deletes them after 20 looks."""
+LOOKED_AT_LIMIT = 1_000_000_000
+"""Dead letters, and what waits for a retry, may be looked at as often as anybody likes. Without a limit RabbitMQ 4
+drops them after 20 looks."""
 LOG_SEGMENT_BYTES = 50_000_000
 """Streams are truncated by whole segments; the default of 500 MB would keep a small log forever."""
 
@@ -127,7 +128,7 @@ def service_topology(service: str, patterns: Iterable[str], exchange: str) -> To
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",
     }
-    dead = Queue(dead_queue(service), {"x-queue-type": "quorum", "x-delivery-limit": DEAD_DELIVERY_LIMIT})
+    dead = Queue(dead_queue(service), {"x-queue-type": "quorum", "x-delivery-limit": LOOKED_AT_LIMIT})
     return Topology(
         exchanges=(Exchange(service, "direct"),),
         queues=(dead, Queue(service, arguments)),
@@ -144,6 +145,7 @@ def retry_topology(service: str, delay: Delay) -> Topology:
     name = retry_queue(service, delay)
     arguments: dict[str, str | int] = {
         "x-queue-type": "quorum",
+        "x-delivery-limit": LOOKED_AT_LIMIT,
         "x-message-ttl": delay.milliseconds,
         "x-dead-letter-exchange": service,
         "x-dead-letter-routing-key": service,
@@ -186,6 +188,12 @@ def service_permissions(
         topic_write=_any_of(publishes),
         topic_read=_any_of(patterns),
     )
+
+
+def operator_permissions(service: str) -> Permissions:
+    """Least privilege of whoever looks at a service's dead letters and sends them back. Declares nothing."""
+    own = re.escape(service)
+    return Permissions(configure="^$", write=f"^{own}$", read=rf"^{own}(\.|$)", topic_write="^$", topic_read="^$")
 
 
 def _any_of(keys: Iterable[str]) -> str:

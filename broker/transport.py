@@ -17,7 +17,7 @@ The delivery contract:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
@@ -28,8 +28,23 @@ HeaderValue = str | int | float | bool | bytes | datetime | None
 
 
 @dataclass(frozen=True, slots=True)
+class Death:
+    """What RabbitMQ noted of a message that it moved by itself.
+
+    Attributes:
+        reason: why, the last time: ``rejected``, ``delivery_limit`` or ``expired``.
+        key: the routing key it was first published with.
+        at: when, the last time.
+    """
+
+    reason: str
+    key: str
+    at: datetime | None = None
+
+
+@dataclass(slots=True)
 class Message:
-    """A message as it is published. All of them are persistent.
+    """A message as it is published. All of them are persistent. Nobody changes one.
 
     Attributes:
         exchange: where it is published; on a delivery, where it was.
@@ -37,6 +52,7 @@ class Message:
         body: the bytes.
         type: the business event name, for people who look at queues. The envelope decides.
         headers: scalars only; a transport sends no others.
+        death: on a delivery that RabbitMQ moved by itself. It is never published.
     """
 
     exchange: str
@@ -48,6 +64,7 @@ class Message:
     app_id: str | None = None
     timestamp: datetime | None = None
     headers: Mapping[str, HeaderValue] = field(default_factory=dict)
+    death: Death | None = None
 
 
 class Delivery(Protocol):
@@ -95,6 +112,12 @@ class Taking:
 class Consumer(Protocol):
     """A subscription to one queue."""
 
+    async def pause(self, why: str) -> None:
+        """Hold one delivery more at most, and show ``why`` to people who look at the queue's consumers."""
+
+    async def resume(self) -> None:
+        """Take as many as before again."""
+
     async def cancel(self) -> None:
         """Take no more deliveries. Those in hand stay ours to settle."""
 
@@ -118,8 +141,8 @@ class Transport(Protocol):
             ConnectionFailed, AccessRefused, TopologyConflict: as for `connect`.
         """
 
-    async def publish(self, message: Message, *, mandatory: bool, timeout: float) -> None:
-        """Publish, and return once it is stored in every queue bound for it.
+    def publish(self, message: Message, *, mandatory: bool, timeout: float) -> Awaitable[None]:
+        """Publish; what is awaited returns once it is stored in every queue bound for it.
 
         Args:
             message: what to publish.
@@ -148,10 +171,13 @@ class Transport(Protocol):
         Args:
             queue: its name.
             receive: called for each delivery.
-            prefetch: how many may be in hand at a time; 0 for all there are.
+            prefetch: how many may be in hand at a time.
             offset: for a stream, where to begin: ``"first"``, ``"next"``, ``"1h"`` …
             careful: take one at a time until one comes that is not redelivered.
         """
+
+    async def count(self, queue: str) -> int | None:
+        """How many messages are ready in a queue; None if there is no such queue. Raises as `declare` does."""
 
     def problems(self) -> list[str]:
         """What is wrong right now, in words; empty when all is well."""

@@ -10,8 +10,11 @@ import asyncio
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from broker.errors import AccessRefused
-from broker.rabbitmq.link import Link
+from broker.rabbitmq.link import Link, wedged
 from broker.topology import Binding, Exchange, Queue, Topology
+
+WEDGED_LOG = 3.0
+"""Seconds after which an event log that exists and does not answer is called so. The next try follows at once."""
 
 
 async def apply(link: Link, topology: Topology) -> None:
@@ -50,7 +53,7 @@ async def _shared_queue(link: Link, queue: Queue) -> None:
     After a restart RabbitMQ confirms events before the log is up, and the log then misses them; a passive declaration
     is refused until it is.
     """
-    refused = False
+    refused, patience = False, asyncio.get_running_loop().time() + WEDGED_LOG
     while True:
         try:
             async with link.scratch() as channel:
@@ -67,7 +70,9 @@ async def _shared_queue(link: Link, queue: Queue) -> None:
                 await channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
         except ChannelAccessRefused:
             refused = True
-        except (ChannelPreconditionFailed, ChannelNotFoundEntity):
+        except (ChannelPreconditionFailed, ChannelNotFoundEntity) as error:
+            if asyncio.get_running_loop().time() > patience:
+                raise wedged(queue.name, error) from None
             await asyncio.sleep(0.1)  # it exists, made by another with other sizes, or is not up yet
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from errno import errorcode
@@ -21,6 +22,7 @@ from aiormq.exceptions import (
     AMQPError,
     ChannelAccessRefused,
     ChannelInvalidStateError,
+    ChannelNotFoundEntity,
     ChannelPreconditionFailed,
     ConnectionNotAllowed,
     ProbableAuthenticationError,
@@ -42,6 +44,11 @@ SILENCE = 2 * HEARTBEAT
 FAILURES = (AMQPError, PAMQPException, ChannelInvalidStateError, OSError, TimeoutError, RuntimeError)
 """What aio-pika raises when a connection or channel is gone or refused."""
 
+UNCONFIRMED = 2.0, 15.0, 60.0
+"""Seconds for which publishes may go without a confirm before we give the connection up: on one that has confirmed
+nothing yet, on one that has, and the most that the first grows to, doubling each time. RabbitMQ 3.10, reached just when
+a queue's leader has died, keeps to the dead one on that channel, and refuses every publish for ever."""
+
 REDECLARE = 30
 """Seconds after which the topology is declared again."""
 
@@ -59,16 +66,27 @@ def translate(error: BaseException, url: str) -> BrokerError:
             f"RabbitMQ at {where} has no such virtual host, or this user may not use it. "
             "Check the last part of BROKER_URL, or: rabbitmqctl add_vhost / set_permissions."
         )
-    if isinstance(error, ChannelAccessRefused):
-        return AccessRefused(
+    refusals: dict[type[BaseException], BrokerError] = {
+        ChannelAccessRefused: AccessRefused(
             f"RabbitMQ at {where} refused a permission: {text}. docs/topology.md lists what is needed."
-        )
-    if isinstance(error, ChannelPreconditionFailed):
-        return TopologyConflict(
+        ),
+        ChannelPreconditionFailed: TopologyConflict(
             f"{text}. It exists on {where} with other arguments, which RabbitMQ never changes in place. "
             "Drain and delete it there, or use another name."
-        )
-    return ConnectionFailed(f"No RabbitMQ answers at {where}: {text}. Is it running? Is BROKER_URL right?")
+        ),
+        ChannelNotFoundEntity: ConnectionFailed(f"RabbitMQ at {where} answers: {text}. Did somebody delete it?"),
+    }
+    otherwise = ConnectionFailed(f"No RabbitMQ answers at {where}: {text}. Is it running? Is BROKER_URL right?")
+    return refusals.get(type(error), otherwise)
+
+
+def wedged(queue: str, error: BaseException) -> ConnectionFailed:
+    """A queue that exists and does not work: RabbitMQ was killed just after it was first declared, say."""
+    return ConnectionFailed(
+        f"The queue {queue!r} exists but does not work: {reason(error)}. If it stays so, RabbitMQ lost it in a crash. "
+        f"Delete it (rabbitmqctl delete_queue {queue}, or in the management UI): it is then declared anew. "
+        "What was in it is in the event log."
+    )
 
 
 class Link:
@@ -79,10 +97,11 @@ class Link:
         name: who connects, and what for; the management UI shows it.
         declare: makes the topology so, after each connect and every 30 s: people delete bindings by mistake.
         use: called with the channel after each connect, before anybody else may use it.
+        lost: called when the channel is gone, with what ended it; perhaps more than once.
         log: carries the service's name, and what the connection is for.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (three of them are what it does when)
         self,
         settings: Settings,
         name: str,
@@ -90,18 +109,25 @@ class Link:
         *,
         declare: Callable[[], Awaitable[None]],
         use: Callable[[AbstractChannel], Awaitable[None]] | None = None,
+        lost: Callable[[BaseException | None], None] = lambda error: None,
     ) -> None:
         self._settings = settings
+        self._hosts = deque(settings.hosts)
         self._declare = declare
         self._use = use
+        self._lost = lost
         self._log = log
         self._name = name
         self._connection: AbstractConnection | None = None
         self._channel: asyncio.Future[AbstractChannel] | None = None
+        self._used: AbstractChannel | None = None
         self._supervisor: asyncio.Task[None] | None = None
-        self._sockets = Sockets()
+        self._sockets = Sockets(None)
         self._broken = asyncio.Event()
         self._blocked = False
+        self._waiting_since: float | None = None
+        self._unconfirmed = False
+        self._patience = self._first_patience = UNCONFIRMED[0]
         self._why = "never connected"
         self._since = datetime.now(UTC)
         self.connected_at = 0.0
@@ -144,21 +170,52 @@ class Link:
             return blocked if self._blocked else None
         return f"{self._name} is not connected since {self._since:%H:%M:%S} UTC: {self._why}"
 
-    def break_off(self, why: str) -> None:
-        """Give this connection up and make another."""
-        if self._broken.is_set():
+    @property
+    def sockets(self) -> Sockets:
+        """What is beneath the connection, for those who read and write frames of their own."""
+        return self._sockets
+
+    @property
+    def frame_max(self) -> int:
+        """Bytes of a frame, at most, as agreed with RabbitMQ."""
+        assert self._connection is not None
+        assert self._connection.transport is not None, "use() is called when connected"
+        return int(self._connection.transport.connection.connection_tune.frame_max)
+
+    def break_off(self, why: str, channel: AbstractChannel | None = None, error: BaseException | None = None) -> None:
+        """Give this connection up and make another.
+
+        Args:
+            why: shown to people.
+            channel: what broke. If it is an earlier connection's, told late, the present one lives on.
+            error: what RabbitMQ said, if it did.
+        """
+        if self._broken.is_set() or (channel is not None and channel is not self._used):
             return
         self._why = why
+        self._used = None
         self._broken.set()
+        self._lost(error)
         if self._channel is not None and self._channel.done():
             self._channel = asyncio.get_running_loop().create_future()
             self._since = datetime.now(UTC)
+
+    def sent(self) -> None:
+        """A publish waits for its confirm."""
+        if self._waiting_since is None:
+            self._waiting_since = asyncio.get_running_loop().time()
+
+    def confirmed(self) -> None:
+        """RabbitMQ confirmed a publish. A refusal is no sign of health."""
+        self._waiting_since = None
+        self._patience, self._first_patience = UNCONFIRMED[1], UNCONFIRMED[0]
 
     async def _supervise(self) -> None:
         while True:
             await self._until_broken()
             self._log.warning("disconnected", error=self._why)
             await self._drop()
+            self._hosts.rotate(-1)
             retrying = AsyncRetrying(
                 retry=retry_if_exception_type(BrokerError),
                 wait=wait_random_exponential(multiplier=0.1, max=2),
@@ -178,6 +235,7 @@ class Link:
                 self._sockets.abort()
                 self.break_off(f"RabbitMQ was silent for {self._sockets.silence:.0f} s")
             await self._notice_blocked()
+            self._notice_unconfirmed()
             if not self._broken.is_set() and asyncio.get_running_loop().time() > declare_at:
                 declare_at += REDECLARE
                 await self._declare_again()
@@ -187,7 +245,7 @@ class Link:
             async with asyncio.timeout(SILENCE):
                 await self._declare()
         except (*FAILURES, BrokerError) as error:
-            self.break_off(str(translate(error, self._settings.hosts[0])))
+            self.break_off(str(translate(error, self._hosts[0])))
 
     async def _notice_blocked(self) -> None:
         blocked = False
@@ -201,6 +259,16 @@ class Link:
             self._blocked = blocked
             self._log.warning("blocked") if blocked else self._log.info("unblocked")
 
+    def _notice_unconfirmed(self) -> None:
+        if self._blocked:
+            self._waiting_since = None
+        since = self._waiting_since
+        waited = 0.0 if since is None else asyncio.get_running_loop().time() - since
+        was_unconfirmed, self._unconfirmed = self._unconfirmed, waited > self._patience
+        if self._unconfirmed and was_unconfirmed:  # twice, as above
+            self._first_patience = min(2 * self._first_patience, UNCONFIRMED[2])
+            self.break_off(f"RabbitMQ confirmed nothing for {waited:.0f} s")
+
     def _say_why(self, state: RetryCallState) -> None:
         """Say a new reason once; an outage of hours is not a line every five seconds."""
         why = str(state.outcome.exception()) if state.outcome else ""
@@ -209,9 +277,10 @@ class Link:
             self._log.warning("connecting", error=why)
 
     async def _connect(self) -> None:
-        """Try each host once, in turn."""
+        """Try each host once, in turn, the one that failed last: it may be silent, and cost time."""
         error: BrokerError | None = None
-        for url in self._settings.hosts:
+        for _ in range(len(self._hosts)):
+            url = self._hosts[0]
             try:
                 return await self._connect_to(url)
             except FAILURES as failure:
@@ -220,21 +289,25 @@ class Link:
             except BrokerError as refused:
                 await self._drop()
                 error = refused
+            self._hosts.rotate(-1)
         assert error is not None, "settings hold at least one host"
         raise error
 
     async def _connect_to(self, url: str) -> None:
         self._broken.clear()
+        self._waiting_since, self._patience = None, self._first_patience
         separator = "&" if urlsplit(url).query else "?"
         query = urlencode({"heartbeat": HEARTBEAT, "name": self._name})
         async with asyncio.timeout(self._settings.connect_timeout / len(self._settings.hosts)):
             self._connection = connection = aio_pika.Connection(URL(f"{url}{separator}{query}"))
-            self._sockets = connection.kwargs["transport_factory"] = Sockets()
+            self._sockets = connection.kwargs["transport_factory"] = Sockets(
+                self.break_off if self._settings.direct else None
+            )
             await connection.connect()
 
             def on_close(_: object, error: BaseException | None) -> None:
                 if self._connection is connection:
-                    self.break_off(reason(error))
+                    self.break_off(reason(error), error=error)
 
             connection.close_callbacks.add(on_close)
             self._opened = connection.channel(publisher_confirms=True, on_return_raises=True)
@@ -248,6 +321,7 @@ class Link:
             raise ConnectionFailed(f"The connection to {readable(url)} broke while it was set up: {self._why}")
         assert self._channel is not None
         self.connected_at = asyncio.get_running_loop().time()
+        self._used = channel
         self._channel.set_result(channel)
         self._log.info("connected", server=readable(url))
 
@@ -265,6 +339,7 @@ class Link:
                 await opened.close()
 
     async def _drop(self) -> None:
+        self._lost(None)
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(*FAILURES):

@@ -6,27 +6,59 @@ A peer that falls silent (a black hole: no reset, no goodbye) is noticed by this
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from aiormq.connection import TransportFactory
 from aiormq.exceptions import AMQPConnectionError
 from yarl import URL
 
+from broker.rabbitmq.frames import HEARTBEAT, FrameError, Sink, Splitter
+
+TELL = 5.0
+"""Seconds after which aiormq is told that bytes come, though none are for it: it takes silence for a dead peer."""
+
 
 class NotingReader(asyncio.StreamReader):
-    """A stream reader that notes when bytes last came."""
+    """A stream reader that notes when bytes last came, and hands the frames of registered channels to their sinks.
 
-    heard_at = 0.0
+    Args:
+        rubbish: called with what is wrong when what comes is not AMQP; None: all bytes are aiormq's.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, rubbish: Callable[[str], None] | None) -> None:
+        super().__init__(loop=loop)
+        self._now = loop.time
+        self._rubbish = rubbish
+        self.splitter = Splitter()
+        self.heard_at = self._told_at = loop.time()
 
     def feed_data(self, data: Any) -> None:
-        self.heard_at = asyncio.get_running_loop().time()
-        super().feed_data(data)
+        self.heard_at = now = self._now()
+        if self._rubbish is None:
+            super().feed_data(data)
+            return
+        try:
+            others = self.splitter.feed(bytes(data))
+        except FrameError as error:
+            self._rubbish(f"RabbitMQ sent what is not AMQP: {error}")
+            return
+        if not others and now - self._told_at > TELL:
+            others = HEARTBEAT
+        if others:
+            self._told_at = now
+            super().feed_data(others)
 
 
 class Sockets(TransportFactory):
-    """Opens the socket of one connection; aiormq calls it."""
+    """Opens the socket of one connection; aiormq calls it.
 
-    def __init__(self) -> None:
+    Args:
+        rubbish: as `NotingReader`'s.
+    """
+
+    def __init__(self, rubbish: Callable[[str], None] | None) -> None:
+        self._rubbish = rubbish
         self._reader: NotingReader | None = None
         self._transport: asyncio.Transport | None = None
 
@@ -35,7 +67,7 @@ class Sockets(TransportFactory):
         provider = options.pop("ssl_context_provider")
         context = await provider.get_context() if url.scheme == "amqps" else None
         loop = asyncio.get_running_loop()
-        reader = NotingReader(loop=loop)
+        reader = NotingReader(loop, self._on_rubbish if self._rubbish else None)
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         try:
             transport, _ = await loop.create_connection(
@@ -53,6 +85,27 @@ class Sockets(TransportFactory):
         if self._reader is None:
             return 0.0
         return asyncio.get_running_loop().time() - self._reader.heard_at
+
+    def attach(self, channel: int, sink: Sink, frame_max: int) -> None:
+        """Hand a channel's deliveries, returns and confirms to a sink."""
+        assert self._reader is not None, "connected"
+        self._reader.splitter.frame_max = frame_max
+        self._reader.splitter.channels[channel] = sink
+
+    def detach(self, channel: int) -> None:
+        """The end of `attach`."""
+        if self._reader is not None:
+            self._reader.splitter.channels.pop(channel, None)
+
+    def write(self, data: bytes) -> None:
+        """Send whole frames."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def _on_rubbish(self, why: str) -> None:
+        self.abort()
+        if self._rubbish is not None:
+            self._rubbish(why)
 
     def abort(self) -> None:
         """Drop the connection without a goodbye, for a peer that would not answer it."""

@@ -69,6 +69,18 @@ def find_services(names: Iterable[str]) -> list[Service]:
     return services_of(modules_in(names))
 
 
+def locate_services(names: Iterable[str]) -> dict[str, str]:
+    """Where each service is, as ``broker run`` takes it. Raises as `find_services`."""
+    modules = modules_in(names)
+    services_of(modules)
+    found: dict[str, str] = {}
+    for module in modules:
+        held = {value.name for value in vars(module).values() if isinstance(value, Service)}
+        for name in held:
+            found.setdefault(name, module.__name__ if len(held) == 1 else f"{module.__name__}:{name}")
+    return found
+
+
 def load_service(target: str) -> Service:
     """The service at ``MODULE`` or ``MODULE:NAME``, where NAME is a variable's or the service's own.
 

@@ -7,6 +7,7 @@ says otherwise: good for people and for waiting, never for deciding whether an e
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 from urllib.parse import quote, unquote, urlsplit
 
@@ -105,6 +106,53 @@ class Connection(_Answer):
     client_properties: Table = {}
 
 
+class Sample(_Answer):
+    """How many messages there had been at a time."""
+
+    count: int = Field(validation_alias=AliasChoices("sample", "count"))
+    at: datetime = Field(validation_alias=AliasChoices("timestamp", "at"))
+
+
+class _Rate(_Answer):
+    rate: float = 0.0
+    samples: tuple[Sample, ...] = ()
+
+
+class Activity(_Answer):
+    """What happens at a queue: messages a second, over the last seconds, that came and that were acknowledged."""
+
+    published: float = 0.0
+    acknowledged: float = 0.0
+    consumers: int = 0
+
+
+class _Stats(_Answer):
+    publish: int = 0
+    publish_details: _Rate = _Rate()
+    ack_details: _Rate = _Rate()
+
+
+class _QueueStats(_Answer):
+    name: str
+    consumers: int = 0
+    message_stats: Annotated[_Stats, BeforeValidator(lambda value: value or {})] = _Stats()
+
+
+class _Consumer(_Answer):
+    class _Queue(_Answer):
+        name: str
+
+    queue: _Queue
+    consumer_tag: str
+
+
+class _Node(_Answer):
+    name: str
+    running: bool = True
+    mem_alarm: bool = False
+    disk_free_alarm: bool = False
+
+
 class _Overview(_Answer):
     rabbitmq_version: str
 
@@ -113,6 +161,9 @@ _QUEUES = TypeAdapter(list[Queue])
 _EXCHANGES = TypeAdapter(list[Exchange])
 _BINDINGS = TypeAdapter(list[Binding])
 _MESSAGES = TypeAdapter(list[Message])
+_STATS = TypeAdapter(list[_QueueStats])
+_CONSUMERS = TypeAdapter(list[_Consumer])
+_NODES = TypeAdapter(list[_Node])
 _CONNECTIONS = TypeAdapter(list[Connection])
 
 
@@ -148,6 +199,12 @@ class Management:
             limits=httpx.Limits(max_keepalive_connections=0),  # RabbitMQ closes idle ones just when they are used again
         )
 
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """The management API that belongs to these settings."""
+        address = settings.management_url
+        return cls(settings.url.get_secret_value(), address.get_secret_value() if address else None)
+
     async def version(self) -> str:
         """RabbitMQ's version, such as ``4.0.5``."""
         return _Overview.model_validate_json(await self._get("/overview")).rabbitmq_version
@@ -163,6 +220,41 @@ class Management:
         described = Queue.model_validate_json(await self._get(f"/queues/{self._vhost}/{_quoted(name)}"))
         counted = {queue.name: queue for queue in await self.queues()}.get(name, described)
         return described.model_copy(update={"ready": counted.ready, "unacked": counted.unacked})
+
+    async def activity(self) -> dict[str, Activity]:
+        """What happens at each queue, up to 5 s ago."""
+        found = _STATS.validate_json(await self._get(f"/queues/{self._vhost}?columns=name,consumers,message_stats"))
+        return {
+            it.name: Activity(
+                published=it.message_stats.publish_details.rate,
+                acknowledged=it.message_stats.ack_details.rate,
+                consumers=it.consumers,
+            )
+            for it in found
+        }
+
+    async def published(self, queue: str, age: timedelta) -> tuple[Sample, ...]:
+        """How many messages had been published to a queue by when: now, and by the minute as far as RabbitMQ knows."""
+        query = f"msg_rates_age={age.total_seconds():.0f}&msg_rates_incr=60"
+        answer = await self._get(f"/queues/{self._vhost}/{_quoted(queue)}?{query}")
+        stats = _QueueStats.model_validate_json(answer).message_stats
+        return (Sample(count=stats.publish, at=datetime.now(UTC)), *stats.publish_details.samples)
+
+    async def consumer_tags(self) -> dict[str, list[str]]:
+        """The tags of all consumers, by queue. A new one may be missing for up to 5 s."""
+        tags: dict[str, list[str]] = {}
+        for consumer in _CONSUMERS.validate_json(await self._get(f"/consumers/{self._vhost}")):
+            tags.setdefault(consumer.queue.name, []).append(consumer.consumer_tag)
+        return tags
+
+    async def alarms(self) -> list[str]:
+        """What is wrong with RabbitMQ's nodes, in words. It takes the tag 'monitoring'."""
+        nodes = _NODES.validate_json(await self._get("/nodes"))
+        return [
+            *(f"{node.name} is low on memory" for node in nodes if node.mem_alarm),
+            *(f"{node.name} is low on disk" for node in nodes if node.disk_free_alarm),
+            *(f"{node.name} is down" for node in nodes if not node.running),
+        ]
 
     async def exchanges(self) -> list[Exchange]:
         """All exchanges of the virtual host, RabbitMQ's own included."""
@@ -181,16 +273,20 @@ class Management:
         """Close a client's connection, as an operator would."""
         await self._send("DELETE", f"/connections/{_quoted(name)}")
 
-    async def peek(self, queue: str, count: int = 10) -> list[Message]:
-        """Look at the first messages and put them back; each look counts as one delivery."""
-        return await self._fetch(queue, count, "ack_requeue_true")
+    async def peek(self, queue: str, count: int = 10, *, most: int | None = None) -> list[Message]:
+        """Look at the first messages, at no more than ``most`` bytes of each body, and put them back.
+
+        Each look counts as one delivery.
+        """
+        return await self._fetch(queue, count, "ack_requeue_true", most)
 
     async def take(self, queue: str, count: int = 10) -> list[Message]:
         """Fetch the first messages and remove them."""
         return await self._fetch(queue, count, "ack_requeue_false")
 
-    async def _fetch(self, queue: str, count: int, mode: str) -> list[Message]:
-        wanted = {"count": count, "ackmode": mode, "encoding": "auto"}
+    async def _fetch(self, queue: str, count: int, mode: str, most: int | None = None) -> list[Message]:
+        cut = {} if most is None else {"truncate": most}
+        wanted = {"count": count, "ackmode": mode, "encoding": "auto"} | cut
         answer = await self._send("POST", f"/queues/{self._vhost}/{_quoted(queue)}/get", wanted)
         return _MESSAGES.validate_json(answer)
 

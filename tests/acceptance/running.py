@@ -44,7 +44,12 @@ def environment(url: str, **settings: str) -> dict[str, str]:
 
 
 async def command(
-    *words: str, url: str, folder: Path = ROOT, stdin: str | bytes = b"", environ: Mapping[str, str] | None = None
+    *words: str,
+    url: str,
+    folder: Path = ROOT,
+    stdin: str | bytes = b"",
+    environ: Mapping[str, str] | None = None,
+    patience: float = PATIENCE,
 ) -> Ended:
     """Run a command to its end, its log lines switched down to warnings as for people."""
     told = environment(url, BROKER_LOGGING_LEVEL="warning") | dict(environ or {})
@@ -57,7 +62,7 @@ async def command(
         stderr=subprocess.PIPE,
     )
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(patience):
             out, err = await process.communicate(stdin.encode() if isinstance(stdin, str) else stdin)
     finally:
         if process.returncode is None:

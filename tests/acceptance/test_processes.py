@@ -279,6 +279,39 @@ async def test_health_tells_of_an_outage_and_of_its_end(
     await until(lambda: sorting.notes("done")[1] == 1)
 
 
+async def test_a_probe_is_answered_while_starting_and_while_stopping(sorting: Sorting, start: Start) -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async def asked(process: Process, path: str) -> tuple[int, list[str]]:
+        port = (await process.logged("health"))["port"]
+        async with httpx.AsyncClient() as client:
+            answer = await client.get(f"http://127.0.0.1:{port}/{path}")
+        return answer.status_code, answer.json()["reasons"]
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        nowhere = f"amqp://guest:guest@127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        environ = {"BROKER_HEALTH_PORT": "0"}
+        starting = start(BROKER, "run", "sorting", url=nowhere, folder=sorting.folder, environ=environ)
+        code, reasons = await asked(starting, "ready")
+        assert (code, reasons[0]) == (503, "starting")
+        assert (await asked(starting, "live"))[0] == 200
+        starting.kill()
+
+    sorting.close()
+    process = sorting.start(BROKER_HEALTH_PORT="0")
+    await process.logged("started")
+    await sorting.publish(*parcels(1))
+    await until(lambda: sorting.notes("begun")[1] == 1)
+    process.signal(signal.SIGTERM)
+    await process.logged("draining")
+    assert await asked(process, "ready") == (503, ["stopping"])
+    assert (await asked(process, "live"))[0] == 200
+    sorting.open()
+    assert await process.ended() == 0
+
+
 # -- a disk that is not as it should be ------------------------------------------------------------------------------
 
 

@@ -1,4 +1,5 @@
-"""One world, twice: every test of this folder that takes ``world`` runs in memory and on a real RabbitMQ."""
+"""One world, three times: every test of this folder that takes ``world`` runs in memory, on a real RabbitMQ, and on one
+with aio-pika's own frames."""
 
 from __future__ import annotations
 
@@ -38,10 +39,11 @@ def lines() -> Iterator[list[dict[str, Any]]]:
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """RabbitMQ is not killed here, so young queues need no waiting; one test of its own waits as in life."""
     monkeypatch.setattr("broker.rabbitmq.transport.YOUNG", 0.05)
-    monkeypatch.setattr("broker.rabbitmq.transport.SETTLING", 0.3)
+    monkeypatch.setattr("broker.rabbitmq.direct.SETTLING", 0.3)
+    monkeypatch.setattr("broker.rabbitmq.plain.SETTLING", 0.3)
 
 
-@pytest.fixture(params=["memory", "rabbitmq"])
+@pytest.fixture(params=["memory", "rabbitmq", "aio-pika"])
 def address(request: pytest.FixtureRequest) -> str | None:
     """Where RabbitMQ is; None: in memory."""
     if request.param == "memory":
@@ -51,9 +53,9 @@ def address(request: pytest.FixtureRequest) -> str | None:
 
 
 @pytest.fixture
-async def world(address: str | None, _impatient: None) -> AsyncIterator[World]:
+async def world(address: str | None, _impatient: None, request: pytest.FixtureRequest) -> AsyncIterator[World]:
     """A RabbitMQ of this test's own, real or played."""
-    made = World(address)
+    made = World(address, direct="aio-pika" not in request.node.name)
     async with made:
         yield made
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from broker import Broker, NotConfirmed, Retry, Service
+from broker import Broker, Context, NotConfirmed, Retry, Service
 from broker.events import id_of
+from broker.rabbitmq import RabbitMQ
 from broker.tools.management import Management
 from broker.tools.node import Node
 from broker.tools.server import Server
+from broker.transport import Message
 from tests.conformance.worlds import World
 from tests.parcels import ParcelWeighed, weighed
 from tests.waiting import until
@@ -210,3 +212,34 @@ async def test_the_original_of_a_copy_waits_until_its_new_queue_can_be_trusted(v
             await until(lambda: subscriber.busy)
             await until(lambda: not subscriber.busy)
             assert monotonic() - began >= 2
+
+
+async def test_a_queue_that_takes_no_copy_is_named_with_what_helps(
+    rabbit: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A queue declared just before RabbitMQ was killed may come back like that; the delivery is kept meanwhile."""
+    service, attempts = Service("packing", retry=Retry("20ms")), []
+    publish, survived = RabbitMQ.publish, asyncio.Event()
+
+    async def to_no_retry_queue(self: RabbitMQ, message: Message, **how: Any) -> None:
+        if message.key.startswith("packing.retry") and not survived.is_set():
+            raise NotConfirmed("no confirm within 10 s")
+        await publish(self, message, **how)
+
+    monkeypatch.setattr(RabbitMQ, "publish", to_no_retry_queue)
+
+    @service.on(ParcelWeighed)
+    async def pack(event: ParcelWeighed, context: Context) -> None:
+        attempts.append(context.attempt)
+        if context.attempt == 1:
+            raise ValueError("no tape")
+
+    broker = await rabbit.broker()
+    async with rabbit.serve(service) as subscriber:
+        await broker.publish(weighed())
+        (problem,) = await until(subscriber.problems)
+        assert "the queue 'packing.retry.20ms' takes no copy: no confirm within 10 s" in problem
+        assert "delete it" in problem
+        survived.set()
+        await until(lambda: attempts == [1, 2])
+        await until(lambda: subscriber.problems() == [])

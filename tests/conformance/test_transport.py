@@ -210,7 +210,8 @@ async def test_what_was_rejected_is_dead_and_untouched(world: World) -> None:
     dead = await taken_of(world, "packing.dead", 1)
     found = dead[0].message
     headers = {name: value for name, value in found.headers.items() if not name.startswith("x-")}
-    assert replace(found, headers=headers) == replace(sent, exchange="packing", key="packing.dead")
+    moved = replace(sent, exchange="packing", key="packing.dead")
+    assert replace(found, headers=headers, death=None) == moved
     await dead[0].ack()
     await taken.cancel()
     await nothing_left(world, "packing")
@@ -314,6 +315,22 @@ async def test_a_consumer_has_no_more_in_hand_than_its_prefetch(world: World) ->
     assert taken.bodies == [b"%d" % n for n in range(12)]
 
 
+async def test_a_paused_consumer_holds_one_more_at_most_until_it_resumes(world: World) -> None:
+    transport = await world.transport(declare=PACKING)
+    taken = await world.take("packing", by=transport)
+    await publish(transport, b"0")
+    await taken.reach(1)
+    assert taken.consumer is not None
+    await taken.consumer.pause("the database\nis down")
+    await publish(transport, *(b"%d" % n for n in range(1, 10)))
+    await until(lambda: len(taken) in (1, 2))  # the first is still in hand, and may count
+    await publish(transport, b"passing by", key="parcel.x")
+    assert len(taken) <= 2
+    await taken.consumer.resume()
+    await taken.reach(11)
+    assert await transport.count("packing") == 0
+
+
 async def test_after_a_crash_one_at_a_time_until_a_fresh_one(world: World) -> None:
     first = await world.transport(declare=PACKING)
     await publish(first, b"1", b"2", b"3")
@@ -389,6 +406,42 @@ async def test_after_twenty_deliveries_too_many_it_is_dead(world: World) -> None
             break
     assert dead.bodies == [b"poison"]
     assert 20 <= len(taken) <= 21  # RabbitMQ may count one more that it takes back from a consumer being replaced
+
+
+async def test_what_waits_for_a_retry_may_be_looked_at_without_end(world: World) -> None:
+    delay = Delay.parse("1h")
+    transport = await world.transport(declare=PACKING | retry_topology("packing", delay))
+    waiting = retry_queue("packing", delay)
+    await transport.publish(message(b"1", exchange="packing", key=waiting), mandatory=True, timeout=5)
+    looked = await world.take(waiting, by=transport)
+    for count in range(1, 41):
+        await looked.reach(count)
+        await looked[count - 1].release()
+    await looked.reach(41)
+
+
+async def test_a_dead_letter_that_was_rejected_remembers_its_key(world: World) -> None:
+    transport = await world.transport(declare=PACKING)
+    taken = await world.take("packing", by=transport)
+    await publish(transport, b"1")
+    await taken.reach(1)
+    await taken[0].reject()
+    dead = await world.dead("packing")
+    await dead.reach(1)
+    death = dead[0].message.death
+    assert death is not None
+    assert (death.reason, death.key) == ("rejected", "parcel.weighed")
+
+
+async def test_counting_what_is_ready(world: World) -> None:
+    transport = await world.transport(declare=PACKING)
+    assert await transport.count("packing") == 0
+    assert await transport.count("nobody") is None
+    await publish(transport, b"1", b"2")
+    assert await transport.count("packing") == 2
+    taken = await world.take("packing", by=transport)
+    await taken.reach(2)
+    assert await transport.count("packing") == 0
 
 
 async def test_dead_letters_may_be_looked_at_without_end(world: World) -> None:

@@ -51,8 +51,9 @@ class Taken:
 class World:
     """Processes come and go in it; all share one RabbitMQ. In memory its clock runs with the real one."""
 
-    def __init__(self, url: str | None) -> None:
+    def __init__(self, url: str | None, *, direct: bool = True) -> None:
         self.url = url
+        self.direct = direct
         self.server = Server()
         self._stack = AsyncExitStack()
 
@@ -78,7 +79,7 @@ class World:
 
     def settings(self, **changes: Any) -> Settings:
         url = {} if self.url is None else {"url": SecretStr(self.url)}
-        return Settings(**(url | {"publish_timeout": 5.0} | changes))
+        return Settings(**(url | {"publish_timeout": 5.0, "direct": self.direct} | changes))
 
     def unconnected(self, name: str = "test", **settings: Any) -> Transport:
         """A transport that is closed when the test ends."""

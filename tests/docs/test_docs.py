@@ -18,6 +18,7 @@ from broker import BrokerError, Settings
 from broker.retry import Delay
 from broker.tools.discover import find_services
 from broker.topology import (
+    operator_permissions,
     publisher_permissions,
     retry_topology,
     service_permissions,
@@ -102,6 +103,7 @@ def test_the_permissions_are_those_computed() -> None:
     placed, packed = ["order.placed"], ["order.packed"]
     for user, granted in (
         ('publishes "New Order Placed"', publisher_permissions(Settings(), placed)),
+        ("looks at packing's dead letters and sends them back", operator_permissions("packing")),
         ("the service packing", service_permissions("packing", Settings(), patterns=placed, publishes=packed)),
     ):
         cells = [f"`{cell}`".replace("|", "\\|") for cell in astuple(granted)]

@@ -14,15 +14,7 @@ from broker.tools.node import free_ports
 from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from broker.tools.server import Server
-
-
-@pytest.fixture
-async def management(server: Server, vhost_url: str) -> AsyncIterator[Management]:
-    async with Management(vhost_url, server.management_url) as client:
-        yield client
 
 
 async def _declare(management: Management, queue: str, exchange: str = "amq.topic", key: str = "order.placed") -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.copies import ERROR_MOST, Failure, copy, history
-from broker.rabbitmq.transport import _properties
-from broker.transport import HeaderValue, Message
+from broker.copies import ERROR_MOST, TRACEBACK_MOST, Failure, brought_forward, copy, history, redriven
+from broker.errors import Reject
+from broker.rabbitmq.plain import properties_of
+from broker.transport import Death, HeaderValue, Message
 from tests.parcels import message
 
 AT = datetime(2026, 7, 1, 12, 30, tzinfo=UTC)
@@ -37,7 +39,7 @@ def failure(error: Exception | None = None, *, attempt: int = 1, key: str = "par
 
 def wire_size(copied: Message) -> int:
     """Bytes of all properties of a message, headers among them, as they are sent."""
-    return len(_properties(copied).marshal())
+    return len(properties_of(copied).marshal())
 
 
 def test_a_copy_goes_through_the_services_own_exchange_and_says_why() -> None:
@@ -50,6 +52,7 @@ def test_a_copy_goes_through_the_services_own_exchange_and_says_why() -> None:
         "broker-service": "packing",
         "broker-handler": "pack",
         "broker-error": "ValueError: no tape",
+        "broker-traceback": "ValueError: no tape\n",
         "broker-failed-at": "2026-07-01T12:30:00+00:00",
         "tenant": "a",
     }
@@ -80,6 +83,30 @@ def test_a_long_error_is_cut() -> None:
     assert isinstance(reason, str)
     assert len(reason) == ERROR_MOST
     assert reason.startswith("ValueError: xxx")
+
+
+def test_a_copy_says_where_the_error_was_raised_and_keeps_the_end_of_a_long_traceback() -> None:
+    def deep(level: int) -> None:
+        if level == 0:
+            raise ValueError("at the bottom")
+        deep(level - 1)
+
+    def traced(level: int, error: type[Exception] = ValueError) -> HeaderValue:
+        try:
+            deep(level)
+        except ValueError as raised:
+            return copy(message(), failure(raised), "packing.dead").headers["broker-traceback"]
+        raise AssertionError
+
+    short, long = str(traced(1)), str(traced(500))
+    assert short.startswith("Traceback")
+    assert __file__ in short
+    assert len(long) <= TRACEBACK_MOST
+    assert long.rstrip().endswith("ValueError: at the bottom")
+
+
+def test_our_own_errors_say_it_all() -> None:
+    assert "broker-traceback" not in copy(message(), failure(Reject("stolen")), "packing.dead").headers
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a\0b", "\U0001f4e6" * 5000, ""])
@@ -128,3 +155,26 @@ def test_anybodys_headers_are_not_believed() -> None:
 def test_nonsense_in_our_own_headers_counts_from_one(attempt: HeaderValue) -> None:
     assert history(own({"broker-key": b"x", "broker-attempt": attempt}), "packing") == ("packing", 1)
     assert history(own({}), "packing") == ("packing", 1)
+
+
+def test_what_rabbitmq_dead_lettered_by_itself_remembers_its_key() -> None:
+    moved = Message(exchange="packing", key="packing.dead", body=b"", death=Death("rejected", "parcel.sent"))
+    assert history(moved, "packing") == ("parcel.sent", 1)
+
+
+def test_what_is_redriven_begins_anew_under_its_own_key() -> None:
+    dead = copy(
+        message(key="parcel.sent", headers={"tenant": "a"}), failure(attempt=4, key="parcel.sent"), "packing.dead"
+    )
+    again = redriven(replace(dead, headers={**dead.headers, "x-delivery-count": 7}), "packing")
+    assert (again.exchange, again.key, again.body) == ("packing", "packing", dead.body)
+    assert dict(again.headers) == {"broker-key": "parcel.sent", "broker-attempt": 0, "tenant": "a"}
+    assert history(again, "packing") == ("parcel.sent", 1)
+
+
+def test_what_is_brought_forward_keeps_its_attempts() -> None:
+    waiting = copy(message(key="parcel.sent"), failure(attempt=2, key="parcel.sent"), "packing.retry.30s")
+    now = brought_forward(replace(waiting, headers={**waiting.headers, "x-delivery-count": 7}), "packing")
+    assert (now.exchange, now.key) == ("packing", "packing")
+    assert history(now, "packing") == ("parcel.sent", 3)
+    assert "x-delivery-count" not in now.headers

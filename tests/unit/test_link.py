@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import structlog
+from aiormq.abc import AbstractChannel
 from aiormq.exceptions import (
     AMQPConnectionError,
     ChannelAccessRefused,
@@ -15,9 +17,21 @@ from aiormq.exceptions import (
     ConnectionNotAllowed,
     ProbableAuthenticationError,
 )
+from pydantic import SecretStr
 
-from broker import AccessRefused, BrokerError, ConnectionFailed, Settings, TopologyConflict
+from broker import (
+    AccessRefused,
+    BrokerError,
+    ConnectionFailed,
+    NotConfirmed,
+    Settings,
+    TooLarge,
+    TopologyConflict,
+    Unroutable,
+)
+from broker.rabbitmq.answers import at_last
 from broker.rabbitmq.link import Link, translate
+from broker.rabbitmq.plain import PlainDelivery
 
 URL = "amqp://user:hunter2@host:5672/shop"
 
@@ -56,3 +70,104 @@ async def test_it_closes_though_a_library_swallows_the_cancellation() -> None:
     await asyncio.sleep(0)
     async with asyncio.timeout(5):
         await link.close()
+
+
+async def test_the_end_of_an_earlier_channel_does_not_break_the_present_one() -> None:
+    async def nothing() -> None: ...
+
+    log: Any = structlog.get_logger()
+    link = Link(Settings(), "test", log, declare=nothing)
+    earlier, present = Mock(AbstractChannel), Mock(AbstractChannel)
+    link._channel = asyncio.get_running_loop().create_future()
+    link._used = present
+    link._channel.set_result(present)
+    link.break_off("told late", earlier)
+    assert link.problem is None
+    link.break_off("gone", present)
+    assert "gone" in str(link.problem)
+    link._broken.clear()  # as when it connects again
+    link.break_off("told late", present)
+    assert not link._broken.is_set()
+
+
+async def test_the_host_that_was_lost_is_tried_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing() -> None: ...
+
+    tried: list[str] = []
+    alive = {"one", "two", "three"}
+    connected = asyncio.Event()
+
+    async def connect_to(link: Link, url: str) -> None:
+        tried.append(url.partition("@")[2].partition(":")[0])
+        if tried[-1] not in alive:
+            raise ConnectionFailed("it is down")
+        link._broken.clear()
+        connected.set()
+
+    monkeypatch.setattr(Link, "_connect_to", connect_to)
+    log: Any = structlog.get_logger()
+    settings = Settings(url=SecretStr("amqp://guest:guest@one:5672,two:5672,three:5672/"))
+    link = Link(settings, "test", log, declare=nothing)
+    await link.open()
+    for lost in ("one", "three"):
+        alive.discard(lost)
+        connected.clear()
+        link.break_off("silent")
+        await connected.wait()
+    await link.close()
+    assert tried == ["one", "two", "three", "one", "two"]
+
+
+def test_deliveries_can_be_keys() -> None:
+    """What could not be concluded is kept by its delivery."""
+    one, other = (PlainDelivery(Mock(AbstractChannel), Mock()) for _ in range(2))
+    assert len({one, other, one}) == 2
+
+
+@pytest.mark.parametrize("refusal", [AccessRefused("no permission"), Unroutable("returned")])
+def test_a_refusal_after_an_attempt_without_an_answer_proves_nothing(refusal: BrokerError) -> None:
+    """The first attempt may have been stored, whatever became of the second."""
+    assert at_last(refusal, "") is refusal
+    unknown = at_last(refusal, "connection closed")
+    assert isinstance(unknown, NotConfirmed)
+    assert "connection closed" in str(unknown)
+    assert str(refusal) in str(unknown)
+
+
+def test_what_is_too_large_never_was_stored() -> None:
+    refusal = TooLarge("130 MiB")
+    assert at_last(refusal, "connection closed") is refusal
+
+
+async def test_a_connection_that_confirms_nothing_is_given_up_and_sooner_than_one_that_did(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def nothing() -> None: ...
+
+    connected = asyncio.Event()
+
+    async def connect_to(link: Link, url: str) -> None:
+        link._broken.clear()
+        link._waiting_since, link._patience = None, link._first_patience
+        connected.set()
+
+    async def given_up(within: float) -> bool:
+        connected.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                await connected.wait()
+        return connected.is_set()
+
+    monkeypatch.setattr(Link, "_connect_to", connect_to)
+    monkeypatch.setattr("broker.rabbitmq.link.UNCONFIRMED", (0.2, 60.0, 60.0))
+    log: Any = structlog.get_logger()
+    link = Link(Settings(), "test", log, declare=nothing)
+    await link.open()
+    assert not await given_up(within=2.5), "nothing was published"
+    link.sent()
+    assert await given_up(within=5)
+    link.sent()
+    link.confirmed()
+    link.sent()
+    assert not await given_up(within=2.5), "it confirms, slowly"
+    await link.close()

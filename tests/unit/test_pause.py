@@ -26,7 +26,7 @@ def settings(**changes: float) -> Settings:
 
 
 def switch(**changes: float) -> KillSwitch:
-    return KillSwitch(settings(**changes), structlog.get_logger())
+    return KillSwitch(settings(**changes), structlog.get_logger(), lambda: None)
 
 
 def test_it_pauses_when_the_share_of_failures_is_reached_and_not_before() -> None:
@@ -36,6 +36,16 @@ def test_it_pauses_when_the_share_of_failures_is_reached_and_not_before() -> Non
     assert it.problem is None
     it.note(ConnectionError("the database is down"))
     assert "3 of the last 4 handlings failed, the last with ConnectionError: the database is down" in str(it.problem)
+
+
+async def test_it_tells_when_it_pauses_and_when_it_resumes() -> None:
+    told: list[str | None] = []
+    it = KillSwitch(settings(), structlog.get_logger(), lambda: told.append(it.problem))
+    for _ in range(4):
+        it.note(ValueError("down"))
+    await it.admit()
+    it.note(None)
+    assert [bool(problem) for problem in told] == [True, False]
 
 
 def test_a_handled_event_never_begins_a_pause() -> None:

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
-from broker import Settings
+from broker import Broker, Settings
 from broker.service import settings_problem
 from broker.settings import hosts_of, readable
 
@@ -20,6 +20,7 @@ DEFAULTS = {
     "log": True,
     "log_max_age": "7D",
     "log_max_bytes": 5_000_000_000,
+    "direct": False,
     "concurrency": 10,
     "prefetch": None,
     "publish_timeout": 10,
@@ -117,11 +118,34 @@ def test_a_setting_nobody_knows_is_refused_in_code() -> None:
         ("amqp://one/a%2Fb", ("amqp://one/a%2Fb",)),
         ("amqp://one/shop?heartbeat=5", ("amqp://one/shop?heartbeat=5",)),
         ("amqp://a:b@[::1]:5672/", ("amqp://a:b@[::1]:5672/",)),
+        ("amqp://a:b@one/x,amqps://c:d@two,three/x", ("amqp://a:b@one/x", "amqps://c:d@two/x", "amqps://c:d@three/x")),
+        ("amqp://one , amqp://two", ("amqp://one/", "amqp://two/")),
     ],
 )
 def test_one_address_for_each_host(url: str, hosts: tuple[str, ...]) -> None:
     assert hosts_of(url) == hosts
     assert Settings(url=SecretStr(url)).hosts == hosts
+
+
+@pytest.mark.parametrize(
+    "url",
+    ['["amqp://a:b@one/x", "amqp://a:b@two/x"]', ["amqp://a:b@one/x", "amqp://a:b@two/x"], "amqp://a:b@one,two/x"],
+)
+def test_the_nodes_of_a_cluster_may_be_a_list(url: str | list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Broker(url, source="test").settings.hosts == ("amqp://a:b@one/x", "amqp://a:b@two/x")
+    if isinstance(url, str):
+        monkeypatch.setenv("BROKER_URL", url)
+        assert Settings().hosts == ("amqp://a:b@one/x", "amqp://a:b@two/x")
+        assert Settings().server == "one,two, virtual host 'x'"
+
+
+@pytest.mark.parametrize("url", [[], "[]", [1], "[1]", "[", '["amqp://u:{}@h:x"]', '["{}"'])
+def test_a_list_that_is_none_is_refused_without_its_password(url: str | list[object]) -> None:
+    text = url.format(SECRET) if isinstance(url, str) else url
+    with pytest.raises(ValidationError) as caught:
+        Broker(text, source="test")  # type: ignore[arg-type]
+    assert "amqp://user:password@host" in settings_problem(caught.value)
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
 WRONG = ["amqp://u:{}@", "amqp://u:{}@h:x/", "http://u:{}@h/", "amqp://u:{}@a,,b/", "amqp://u:{}@[h/", "//u:{}@h", "{}"]

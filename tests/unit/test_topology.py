@@ -102,6 +102,7 @@ def test_a_retry_queue_is_named_for_its_delay(delay: str, queue: str, ttl: int) 
     assert arguments(topology) == {
         name: {
             "x-queue-type": "quorum",
+            "x-delivery-limit": 1_000_000_000,
             "x-message-ttl": ttl,
             "x-dead-letter-exchange": "packing",
             "x-dead-letter-routing-key": "packing",

@@ -1,99 +1,27 @@
-"""The command ``broker``: arguments in, ``broker.tools`` or ``broker.service`` called, results shown; no logic."""
+"""Run a service, publish, watch, and see what is declared."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
-from collections.abc import Coroutine
-from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any
 from uuid import UUID
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from broker import logs
+from broker.cli.common import EXIT_CODES, AsJson, From, app, catalogue, out, printable, settings, wait_for
 from broker.envelope import reason
 from broker.errors import BrokerError, ContractError
 from broker.publisher import Broker
 from broker.service import run as run_service
-from broker.service import settings_problem
-from broker.settings import Settings
-from broker.tools.catalogue import Entry, find_event, read_catalogue
-from broker.tools.discover import find_services, load_service
+from broker.tools.catalogue import Entry, find_event
+from broker.tools.discover import load_service
 from broker.tools.tail import Line, follow
-
-T = TypeVar("T")
-
-EXIT_CODES = (
-    "Exit codes: 0 done · 1 unexpected failure · 2 called wrongly (arguments, contract, payload) · "
-    "3 RabbitMQ not reachable · 4 refused (login, virtual host, permission) · 5 topology conflict · "
-    "6 not confirmed · 130 interrupted."
-)
-
-app = typer.Typer(
-    help="Business events over RabbitMQ: run services, publish, watch. Settings are environment variables, BROKER_…: "
-    "BROKER_URL says where RabbitMQ is (amqp://user:password@host:5672/vhost).",
-    epilog=EXIT_CODES,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-From = Annotated[
-    list[str] | None,
-    typer.Option("--from", metavar="MODULE", help="Where to look for events and services. Default: BROKER_MODULES."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-
-
-def main() -> NoReturn:
-    """Run the command line; every error of ours becomes one line on stderr and its exit code."""
-    try:
-        app()
-    except BrokerError as error:
-        fail(str(error), error.exit_code)
-    except ValidationError as error:
-        fail(settings_problem(error), ContractError.exit_code)
-    sys.exit(0)
-
-
-def fail(message: str, code: int) -> NoReturn:
-    """Say what is wrong, and exit."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"broker: {printable(message, lines=True)}"))
-    sys.exit(code)
-
-
-def wait_for(work: Coroutine[Any, Any, T]) -> T:
-    """Run to the end, or to Ctrl-C."""
-    try:
-        return asyncio.run(work)
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def settings() -> Settings:
-    """The environment's settings, with log lines set up by them; unasked, a command logs nothing but warnings."""
-    found = Settings()
-    unasked = "logging_level" not in found.model_fields_set
-    logs.configure(found.model_copy(update={"logging_level": "warning"}) if unasked else found)
-    return found
-
-
-def catalogue(modules: list[str] | None) -> list[Entry]:
-    """What the code declares."""
-    return read_catalogue(find_services(modules or Settings().modules))
-
-
-def printable(text: str, *, lines: bool = False) -> str:
-    """Text from elsewhere, without the characters that command a terminal."""
-    return "".join(c if c.isprintable() or (lines and c == "\n") else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def complete_event(incomplete: str) -> list[str]:
@@ -113,16 +41,6 @@ EventName = Annotated[
 ]
 
 
-@app.callback(invoke_without_command=True)
-def options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
-) -> None:
-    """Options of the command itself."""
-    if version:
-        print(installed_version("business-events"))  # noqa: T201
-        raise typer.Exit
-
-
 @app.command(epilog=EXIT_CODES, short_help="Run one service process.")
 def run(
     service: Annotated[str, typer.Argument(metavar="MODULE[:SERVICE]", help="Where the service is.")],
@@ -132,7 +50,7 @@ def run(
 
 
 @app.command(epilog=EXIT_CODES, short_help="Publish one event, and say who gets it.")
-def publish(  # noqa: PLR0913, PLR0917  (options of a command)
+def publish(
     name: EventName,
     data: Annotated[str, typer.Option(metavar="JSON|@FILE|-", help="The payload; @FILE reads a file, - stdin.")] = "{}",
     version: Annotated[int | None, typer.Option(help="Version of the event. Default: the newest.")] = None,
@@ -297,8 +215,3 @@ def show_event(entry: Entry) -> None:
 def type_name(annotation: Any) -> str:
     """A type as one writes it."""
     return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
-
-
-def out() -> Console:
-    """The terminal, or whatever stdout is."""
-    return Console(highlight=False)

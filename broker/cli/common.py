@@ -1,0 +1,117 @@
+"""What all commands share: the app, their settings, and how they speak to people and to programs."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from broker import logs
+from broker.errors import ContractError
+from broker.retry import Delay
+from broker.settings import Settings
+from broker.tools.catalogue import Entry, read_catalogue
+from broker.tools.discover import find_services
+
+T = TypeVar("T")
+
+EXIT_CODES = (
+    "Exit codes: 0 done · 1 unexpected failure · 2 called wrongly (arguments, contract, payload) · "
+    "3 RabbitMQ not reachable · 4 refused (login, virtual host, permission) · 5 topology conflict · "
+    "6 not confirmed · 130 interrupted."
+)
+
+app = typer.Typer(
+    help="Business events over RabbitMQ: run services, publish, watch. Settings are environment variables, BROKER_…: "
+    "BROKER_URL says where RabbitMQ is (amqp://user:password@host:5672/vhost).",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+From = Annotated[
+    list[str] | None,
+    typer.Option("--from", metavar="MODULE", help="Where to look for events and services. Default: BROKER_MODULES."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Say what is wrong, and exit."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"broker: {printable(message, lines=True)}"))
+    sys.exit(code)
+
+
+def wait_for(work: Coroutine[Any, Any, T]) -> T:
+    """Run to the end, or to Ctrl-C."""
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def settings() -> Settings:
+    """The environment's settings, with log lines set up by them; unasked, a command logs nothing but warnings."""
+    found = Settings()
+    unasked = "logging_level" not in found.model_fields_set
+    logs.configure(found.model_copy(update={"logging_level": "warning"}) if unasked else found)
+    return found
+
+
+def catalogue(modules: list[str] | None) -> list[Entry]:
+    """What the code declares."""
+    return read_catalogue(find_services(modules or Settings().modules))
+
+
+def moment(text: str) -> datetime:
+    """A point in time: so long ago (``1h``), or a date and time (local unless it says otherwise)."""
+    try:
+        return datetime.now(UTC) - timedelta(seconds=Delay.parse(text).seconds)
+    except ContractError:
+        pass
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no time. Write '30m', '2h', '3d' ago, or '2026-07-01T12:30'.") from None
+
+
+def ago(at: datetime | None) -> str:
+    """How long ago, for people."""
+    return "?" if at is None else lasting((datetime.now(UTC) - at).total_seconds())
+
+
+def lasting(seconds: float) -> str:
+    """A duration for people, in its two largest units: ``45s``, ``12m``, ``3h 5m``, ``2d 4h``."""
+    whole = max(0, round(seconds))
+    parts = [(whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "m"), (whole % 60, "s")]
+    told = [f"{count}{unit}" for count, unit in parts if count]
+    return " ".join(told[: 1 if whole < 3600 else 2]) or "0s"
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """Text from elsewhere, without the characters that command a terminal."""
+    return "".join(c if c.isprintable() or (lines and c == "\n") else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def one_line(text: str, most: int) -> str:
+    """The beginning of a text, on one line."""
+    text = printable(" ".join(text.split()))
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def until(at: datetime) -> str:
+    """How soon, for people."""
+    left = (at - datetime.now(UTC)).total_seconds()
+    return f"in {lasting(left)}" if left > 0 else "now"
+
+
+def out() -> Console:
+    """The terminal, or whatever stdout is."""
+    return Console(highlight=False)
