@@ -10,6 +10,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 import pytest
 
+from broker.events import declared
 from broker.tools.node import login
 from broker.tools.server import NoServer, Server, node_to_break, rabbitmq
 
@@ -18,6 +19,17 @@ if TYPE_CHECKING:
 
     from broker.tools.container import ContainerNode
     from broker.tools.node import Node
+
+
+def pytest_collection_finish() -> None:
+    """Two test modules that declare the same event would depend on which of them is imported first."""
+    seen: dict[str, str] = {}
+    for event in declared():
+        where = seen.setdefault(event.__contract__.name, event.__module__)
+        if where != event.__module__:
+            raise pytest.UsageError(
+                f"{event.__module__} and {where} both declare {event.__contract__.name!r}: give one another name"
+            )
 
 
 def say(request: pytest.FixtureRequest, line: str) -> None:

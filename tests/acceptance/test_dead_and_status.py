@@ -27,8 +27,8 @@ import os
 from broker import Event, Reject, Retry, Service
 
 
-class ParcelWeighed(Event, name="Parcel Weighed", key="parcel.weighed", subject="number"):
-    """A parcel was put on the scales."""
+class CartonWeighed(Event, name="Carton Weighed", key="carton.weighed", subject="number"):
+    """A carton was put on the scales."""
 
     number: int
 
@@ -36,17 +36,17 @@ class ParcelWeighed(Event, name="Parcel Weighed", key="parcel.weighed", subject=
 service = Service("sorting", retry=Retry("1h"))
 
 
-@service.on(ParcelWeighed)
-async def sort(parcel: ParcelWeighed) -> None:
+@service.on(CartonWeighed)
+async def sort(carton: CartonWeighed) -> None:
     if os.environ.get("BROKEN"):
-        if parcel.number == 1:
+        if carton.number == 1:
             raise ValueError("no shelf")
-        raise Reject(f"parcel {parcel.number} is stolen")
+        raise Reject(f"carton {carton.number} is stolen")
 '''
 BROKEN = {"BROKEN": "yes", "BROKER_MODULES": "sorting"}
 
 
-class ParcelWeighed(Event, name="Parcel Weighed", key="parcel.weighed", subject="number"):
+class CartonWeighed(Event, name="Carton Weighed", key="carton.weighed", subject="number"):
     """As the sorting service declares it, too."""
 
     number: int
@@ -65,12 +65,12 @@ class Shop:
         return await broker(*words, url=self.url, folder=self.folder, environ=self.environ | environ)
 
     async def fill(self, *numbers: int) -> None:
-        """Publish parcels to a broken process, which sets them aside."""
+        """Publish cartons to a broken process, which sets them aside."""
         environ = self.environ | {"BROKEN": "yes"}
         process = self._start(BROKER, "run", "sorting", url=self.url, folder=self.folder, environ=environ)
         await process.logged("started")
         async with Broker(self.url, source="scales") as scales:
-            await scales.publish_many([ParcelWeighed(number=number) for number in numbers])
+            await scales.publish_many([CartonWeighed(number=number) for number in numbers])
         await until(lambda: len(process.lines("dead")) + len(process.lines("retrying")) == len(numbers), 20)
         process.signal(signal.SIGTERM)
         assert await process.ended() == 0
@@ -85,14 +85,14 @@ def shop(tmp_path: Path, vhost_url: str, server: Server, start: Start) -> Shop:
 async def test_from_a_dead_letter_to_its_handling(shop: Shop, start: Start) -> None:
     await shop.fill(2, 3, 1)
     listed = await shop.run("dead", "list")
-    assert "sorting  Parcel Weighed      2" in listed.out
+    assert "sorting  Carton Weighed      2" in listed.out
     assert "Next: broker dead show sorting" in listed.out
     groups = (await shop.run("dead", "list", "--json")).json
     assert [(it["service"], it["event"], it["error"], it["count"]) for it in groups] == [
-        ("sorting", "Parcel Weighed", "Reject", 2)
+        ("sorting", "Carton Weighed", "Reject", 2)
     ]
-    shown = await shop.run("dead", "show", "sorting", "--error", "parcel 3")
-    assert "Reject: parcel 3 is stolen" in shown.out
+    shown = await shop.run("dead", "show", "sorting", "--error", "carton 3")
+    assert "Reject: carton 3 is stolen" in shown.out
     assert '"number": 3' in shown.out
     waiting = await shop.run("dead", "show", "sorting", "--waiting")
     assert "ValueError: no shelf" in waiting.out
@@ -120,7 +120,7 @@ async def test_discarding_asks_and_exporting_keeps_a_copy(shop: Shop) -> None:
     asked = await shop.run("dead", "discard", "sorting")
     assert (asked.code, asked.out) == (2, "")
     assert "2 dead letters of 'sorting' would be deleted for good. Say --yes if so." in asked.err
-    done = await shop.run("dead", "discard", "sorting", "--error", "parcel 2", "--yes")
+    done = await shop.run("dead", "discard", "sorting", "--error", "carton 2", "--yes")
     assert (done.code, done.out) == (0, "1 deleted from the dead letters of sorting.\n")
     assert "1 in all" in (await shop.run("dead", "list")).out
 
@@ -149,7 +149,7 @@ async def test_without_management_dead_letters_are_found_by_the_code_and_status_
     nowhere = "http://127.0.0.1:1"
     listed = await shop.run("dead", "list", BROKER_MANAGEMENT_URL=nowhere)
     assert listed.code == 0
-    assert "sorting  Parcel Weighed" in listed.out
+    assert "sorting  Carton Weighed" in listed.out
     assert "Only of services in the code" in listed.err
     status = await shop.run("status", BROKER_MANAGEMENT_URL=nowhere)
     assert (status.code, status.out) == (3, "")
@@ -171,7 +171,7 @@ async def test_least_privilege_of_an_operator_is_enough(shop: Shop, vhost_url: s
             assert (await shop.run("dead", "redrive", "sorting", "--limit", "1")).code == 0
             assert (await shop.run("dead", "discard", "sorting", "--yes")).code == 0
             assert (await shop.run("status")).code == 0
-            published = await shop.run("publish", "Parcel Weighed", "--data", '{"number": 2}')
+            published = await shop.run("publish", "Carton Weighed", "--data", '{"number": 2}')
             assert published.code == 4
         finally:
             await management.delete_user(name)
@@ -185,7 +185,7 @@ async def test_status_on_one_screen_ends_with_the_next_command(shop: Shop, start
         return status if "1 × 1h" in status.out and "nobody consumes its queue" in status.out else None
 
     status = await until(shown, 20, every=0.2)
-    assert "Reject: parcel 2 is stolen" in status.out
+    assert "Reject: carton 2 is stolen" in status.out
     assert status.out.splitlines()[-1] == "broker run sorting"
     start(BROKER, "run", "sorting", url=shop.url, folder=shop.folder)
 

@@ -28,7 +28,7 @@ class ParcelArrived(Event, name="Parcel Arrived", key="parcel.arrived"):
     number: int
 
 
-class ParcelLost(Event, name="Parcel Lost", key="parcel.lost"):
+class CrateLost(Event, name="Crate Lost", key="crate.lost"):
     """As the newer sorting service declares it, too."""
 
     number: int
@@ -72,13 +72,13 @@ NEWER = (
     SORTING
     + """
 
-class ParcelLost(Event, name="Parcel Lost", key="parcel.lost"):
+class CrateLost(Event, name="Crate Lost", key="crate.lost"):
     number: int
 
 
-@service.on(ParcelLost)
-async def search(parcel: ParcelLost) -> None:
-    note("done", 1000 + parcel.number)
+@service.on(CrateLost)
+async def search(crate: CrateLost) -> None:
+    note("done", 1000 + crate.number)
 """
 )
 
@@ -233,7 +233,7 @@ async def test_an_old_and_a_new_process_on_one_queue(sorting: Sorting) -> None:
     new, old = sorting.start("newer"), sorting.start("sorting")
     for process in (new, old):
         await process.logged("started")
-    lost = [ParcelLost(number=number) for number in range(40)]
+    lost = [CrateLost(number=number) for number in range(40)]
     await sorting.publish(*lost, *parcels(*range(40)))  # interleaved, one of two in turn could get all of one kind
     await until(lambda: len(sorting.notes("done")) == 80, timeout=60)
     assert sorting.notes("done") == Counter([*range(40), *range(1000, 1040)])

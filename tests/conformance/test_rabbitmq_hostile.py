@@ -13,15 +13,12 @@ from pamqp.body import ContentBody
 from pamqp.commands import Basic
 from pydantic import SecretStr
 
-from broker import Broker, Context, Event, Service, Settings
+from broker import Broker, Context, Service, Settings
 from broker.logs import logger
 from broker.rabbitmq.guard import undecodable
 from broker.service import serve
+from tests.parcels import ParcelSent
 from tests.waiting import until
-
-
-class ParcelSent(Event, name="Parcel Sent", key="parcel.sent"):
-    parcel_id: UUID
 
 
 def short(text: bytes) -> bytes:

@@ -10,32 +10,32 @@ from broker import ContractError, Envelope, Event, Service, UnknownEvent
 from broker.tools.catalogue import Entry, check_collisions, find_event, read_catalogue
 
 
-class ParcelSent(Event, name="Parcel Sent", key="parcel.sent", subject="parcel_id"):
-    """A parcel is on its way.
+class PalletSent(Event, name="Pallet Sent", key="pallet.sent", subject="pallet_id"):
+    """A pallet is on its way.
 
     Not yet delivered.
     """
 
-    parcel_id: UUID
+    pallet_id: UUID
 
 
-class ParcelSentTwo(Event, name="Parcel Sent", key="parcel.sent", version=2, subject="parcel_id"):
-    parcel_id: UUID
+class PalletSentTwo(Event, name="Pallet Sent", key="pallet.sent", version=2, subject="pallet_id"):
+    pallet_id: UUID
     weight: int
 
 
-class ParcelLost(Event, name="Parcel Lost", key="parcel.lost"):
-    parcel_id: UUID
+class PalletLost(Event, name="Pallet Lost", key="pallet.lost"):
+    pallet_id: UUID
 
 
 def services() -> list[Service]:
-    depot = Service("depot", publishes=[ParcelSent, ParcelSentTwo])
+    depot = Service("depot", publishes=[PalletSent, PalletSentTwo])
     mail, audit = Service("mail"), Service("audit")
 
-    @mail.on(ParcelSent)
-    async def write(event: ParcelSent) -> None: ...
+    @mail.on(PalletSent)
+    async def write(event: PalletSent) -> None: ...
 
-    @audit.on("parcel.*")
+    @audit.on("pallet.*")
     async def note(event: Envelope) -> None: ...
 
     return [depot, mail, audit]
@@ -46,57 +46,57 @@ def entry(name: str, version: int | None = None) -> Entry:
 
 
 def test_it_says_who_publishes_and_who_subscribes_and_why() -> None:
-    sent = entry("Parcel Sent", 1)
+    sent = entry("Pallet Sent", 1)
     assert sent.publishers == ["depot"]
     assert [(it.service, it.why) for it in sent.subscribers] == [
         ("mail", "exactly this event"),
-        ("audit", "matches 'parcel.*'"),
+        ("audit", "matches 'pallet.*'"),
     ]
-    assert sent.title == "A parcel is on its way."
+    assert sent.title == "A pallet is on its way."
 
 
 def test_a_handler_of_one_version_gets_the_others_too() -> None:
-    assert [it.service for it in entry("Parcel Sent", 2).subscribers] == ["mail", "audit"]
+    assert [it.service for it in entry("Pallet Sent", 2).subscribers] == ["mail", "audit"]
 
 
 def test_an_event_that_nobody_publishes_is_listed() -> None:
-    assert entry("Parcel Lost").publishers == []
-    assert [it.service for it in entry("Parcel Lost").subscribers] == ["audit"]
+    assert entry("Pallet Lost").publishers == []
+    assert [it.service for it in entry("Pallet Lost").subscribers] == ["audit"]
 
 
-@pytest.mark.parametrize("wanted", ["Parcel Sent", "parcel sent", "parcel.sent", "ParcelSentTwo"])
+@pytest.mark.parametrize("wanted", ["Pallet Sent", "pallet sent", "pallet.sent", "PalletSentTwo"])
 def test_an_event_is_found_by_name_key_or_class_in_any_case(wanted: str) -> None:
-    assert entry(wanted).event is ParcelSentTwo or wanted != "ParcelSentTwo"
-    assert entry(wanted).event.__contract__.name == "Parcel Sent"
+    assert entry(wanted).event is PalletSentTwo or wanted != "PalletSentTwo"
+    assert entry(wanted).event.__contract__.name == "Pallet Sent"
 
 
 def test_the_newest_version_is_found_unless_said() -> None:
-    assert entry("Parcel Sent").event is ParcelSentTwo
-    assert entry("Parcel Sent", 1).event is ParcelSent
+    assert entry("Pallet Sent").event is PalletSentTwo
+    assert entry("Pallet Sent", 1).event is PalletSent
 
 
 def test_an_unknown_event_names_what_was_probably_meant() -> None:
-    with pytest.raises(UnknownEvent, match="Did you mean 'Parcel Sent'"):
-        entry("Parcl Sent")
+    with pytest.raises(UnknownEvent, match="Did you mean 'Pallet Sent'"):
+        entry("Palet Sent")
     with pytest.raises(UnknownEvent, match="has no version 3; it has 1, 2"):
-        entry("Parcel Sent", 3)
+        entry("Pallet Sent", 3)
 
 
 def test_an_entry_is_json_for_programs() -> None:
-    document = entry("parcel.sent", 1).as_json()
+    document = entry("pallet.sent", 1).as_json()
     assert document["subscribers"][1] == {
         "service": "audit",
         "handler": "note",
-        "binding": "parcel.*",
+        "binding": "pallet.*",
     }
-    assert document["schema"]["required"] == ["parcel_id"]
-    assert document["subject"] == "parcel_id"
+    assert document["schema"]["required"] == ["pallet_id"]
+    assert document["subject"] == "pallet_id"
 
 
 def test_two_events_with_one_key_or_one_name_are_refused() -> None:
-    same_key = type("Other", (Event,), {}, name="Parcel Found", key="parcel.sent")
-    same_name = type("Another", (Event,), {}, name="Parcel Sent", key="parcel.gone")
-    with pytest.raises(ContractError, match=r"Two events have the key 'parcel\.sent'"):
-        check_collisions([ParcelSent, same_key])
-    with pytest.raises(ContractError, match="Two events are named 'Parcel Sent'"):
-        check_collisions([ParcelSent, same_name])
+    same_key = type("Other", (Event,), {}, name="Pallet Found", key="pallet.sent")
+    same_name = type("Another", (Event,), {}, name="Pallet Sent", key="pallet.gone")
+    with pytest.raises(ContractError, match=r"Two events have the key 'pallet\.sent'"):
+        check_collisions([PalletSent, same_key])
+    with pytest.raises(ContractError, match="Two events are named 'Pallet Sent'"):
+        check_collisions([PalletSent, same_name])

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from uuid import UUID, uuid4
+from uuid import uuid4
 
-from broker import Context, Event, Service, Settings
+from broker import Context, Service, Settings
 from broker.testing import Harness
-
-
-class ParcelSent(Event, name="Parcel Sent", key="parcel.sent"):
-    parcel_id: UUID
+from tests.parcels import ParcelSent
 
 
 async def test_a_handler_beyond_its_time_limit_is_retried() -> None:

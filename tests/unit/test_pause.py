@@ -8,15 +8,12 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from broker import Broker, Event, Reject, Retry, Service, Settings
+from broker import Broker, Reject, Retry, Service, Settings
 from broker.memory import Memory, Server
 from broker.pause import KillSwitch
 from broker.service import serve
+from tests.parcels import ParcelSent
 from tests.waiting import until
-
-
-class ParcelSent(Event, name="Parcel Sent", key="parcel.sent"):
-    parcel_id: UUID
 
 
 def settings(**changes: float) -> Settings:

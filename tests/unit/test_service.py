@@ -78,13 +78,12 @@ def test_two_handlers_of_one_event_are_refused_where_the_second_subscribes() -> 
     assert len(service.subscribes) == 1
 
 
-class Clash(Event, name="Parcel Weighed", key="parcel.weighed"):
-    """Another event by that name, as a colleague may have defined it."""
-
-    kilograms: float
-
-
 def test_colliding_events_are_found_when_the_service_is_checked() -> None:
+    class Clash(Event, name="Parcel Weighed", key="parcel.weighed"):
+        """Another event by that name, as a colleague may have defined it."""
+
+        kilograms: float
+
     service = Service("packing", publishes=[Clash])
 
     @service.on(ParcelWeighed)
