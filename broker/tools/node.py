@@ -58,8 +58,11 @@ class NodeFailed(BrokerError):
 class Watchdog:
     """Runs a shell command when this process has died without calling :meth:`release`.
 
-    A small shell in a session of its own waits at the end of a pipe; the operating system closes the pipe with us,
-    ``kill -9`` included. Nothing else cleans up after that.
+    A small shell waits at the end of a pipe; the operating system closes the pipe with us, ``kill -9`` included.
+    Nothing else cleans up after that.
+
+    Attributes:
+        group: the process group that the shell leads; others may join it. In the command, it is ``-$$``.
     """
 
     _SCRIPT = 'trap "" INT TERM HUP; read -r word || eval "$1"'
@@ -70,8 +73,9 @@ class Watchdog:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,
+            process_group=0,
         )
+        self.group = self._shell.pid
 
     def release(self) -> None:
         """Let the shell end without running the command. Calling it again does nothing."""

@@ -74,9 +74,8 @@ class Commands:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
-                start_new_session=True,
+                process_group=self._guard.group,
             )
-        self._guard.add(process.pid)
         self._running.add(process)
         return process
 
@@ -92,7 +91,6 @@ class Commands:
                 process.kill()
             await process.wait()
         self._running.discard(process)
-        self._guard.remove(process.pid)
 
     def emails(self) -> list[Path]:
         """What lies in CRM's outbox."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -36,39 +35,24 @@ class DemoFailed(Exception):
 class Guard:
     """Sees to it that no process outlives the demo, even when the demo is killed (-9). A ``with`` block.
 
-    The ids of the running processes stand in a file, for a watchdog that kills them when the demo has died.
+    All of them join one process group, which a watchdog kills when the demo has died: one that has just been started
+    is a member before it does anything.
+
+    Attributes:
+        group: the process group, for whoever starts one.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._file = folder / "pids"
-        self._pids: set[int] = set()
-
-    @property
-    def pids(self) -> str:
-        """The ids of the running processes, as a shell takes them."""
-        return " ".join(map(str, sorted(self._pids)))
-
-    def add(self, pid: int) -> None:
-        """This process has been started."""
-        self._note(self._pids | {pid})
-
-    def remove(self, pid: int) -> None:
-        """This process has ended."""
-        self._note(self._pids - {pid})
+        self._file = folder / "group"
 
     def keep(self) -> None:
         """From here on they may outlive the demo."""
         self._watchdog.release()
 
-    def _note(self, pids: set[int]) -> None:
-        replacement = self._file.with_suffix(".new")
-        self._pids = pids
-        replacement.write_text(self.pids)
-        replacement.replace(self._file)
-
     def __enter__(self) -> Self:
-        self._note(set())
-        self._watchdog = Watchdog(f"kill -9 $(cat {shlex.quote(str(self._file))})")
+        self._watchdog = Watchdog("kill -9 -$$")
+        self.group = self._watchdog.group
+        self._file.write_text(str(self.group))
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -78,7 +62,7 @@ class Guard:
 class Process:
     """One service's process and what it has logged."""
 
-    def __init__(self, name: str, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, name: str, folder: Path, environment: Mapping[str, str], guard: Guard) -> None:
         self.name = name
         self.state: State = "stopped"
         self.log = LogFile(folder / f"{name}.log")
@@ -87,6 +71,7 @@ class Process:
         """How many events of each name it says it handled."""
         self.last = ""
         self._environment = environment
+        self._guard = guard
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -94,8 +79,8 @@ class Process:
         """The process id while it runs."""
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
-    def start(self) -> int:
-        """Start the process, for the first time or again; returns its id."""
+    def start(self) -> None:
+        """Start the process, for the first time or again."""
         with self.log.path.open("ab") as output:
             self._process = subprocess.Popen(  # noqa: S603 - one of the eight
                 [sys.executable, "-m", f"services.{self.name}"],
@@ -104,10 +89,9 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,  # Ctrl-C is the demo's to handle
+                process_group=self._guard.group,  # Ctrl-C is the demo's to handle
             )
         self.state = "starting"
-        return self._process.pid
 
     def read(self) -> None:
         """Take in what it has logged since."""
@@ -156,7 +140,7 @@ class Processes:
     """The eight. Leaving the ``with`` block ends them, unless :meth:`keep` was called."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str], guard: Guard) -> None:
-        self._all = {name: Process(name, folder, environment) for name in SERVICES}
+        self._all = {name: Process(name, folder, environment, guard) for name in SERVICES}
         self._guard = guard
         self._kept = False
 
@@ -169,14 +153,11 @@ class Processes:
     def start(self, *names: str) -> None:
         """Start the named services."""
         for name in names:
-            self._guard.add(self[name].start())
+            self[name].start()
 
     def kill(self, name: str) -> None:
         """``kill -9`` one of them."""
-        pid = self[name].pid
         self[name].kill()
-        if pid is not None:
-            self._guard.remove(pid)
 
     def stop(self) -> None:
         """Stop all in an orderly way; raises :exc:`DemoFailed` naming those that did not end well."""
@@ -197,7 +178,7 @@ class Processes:
     @property
     def pids(self) -> str:
         """The ids of those that run, as a shell takes them."""
-        return self._guard.pids
+        return " ".join(str(process.pid) for process in self if process.pid is not None)
 
     def keep(self) -> None:
         """Let them outlive the demo."""
