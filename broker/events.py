@@ -23,11 +23,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self, Unpack
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr
+from pydantic import BaseModel, ConfigDict
 
 from broker.errors import ContractError, UnknownEvent, near_miss
 
 KEY = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+ID = "_business_event_id"
 LONGEST = 200  # bytes; AMQP's short strings end at 255
 
 
@@ -67,7 +68,6 @@ class Event(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)  # JSON knows neither infinity nor NaN
 
     __contract__: ClassVar[Contract]
-    _id: UUID | None = PrivateAttr(None)
 
     def __init__(self, /, **fields: Any) -> None:
         self.__pydantic_validator__.validate_python(fields, self_instance=self, extra="forbid")
@@ -109,8 +109,8 @@ class Event(BaseModel):
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy; with other fields it is another event, and has an id of its own."""
         copy = super().model_copy(update=update, deep=deep)
-        if update:
-            copy._id = None
+        if update and copy.__pydantic_private__ is not None:
+            copy.__pydantic_private__.pop(ID, None)
         return copy
 
     def __eq__(self, other: object) -> bool:
@@ -138,11 +138,13 @@ def _check(event: type[Event], contract: Contract) -> None:
 
 def id_of(event: Event) -> UUID:
     """The one id of an event object, made when first asked for."""
-    private = event.__pydantic_private__  # asked by name, pydantic takes ten times as long
-    assert private is not None, "every event has `_id`"
-    found: UUID | None = private["_id"]
+    private = event.__pydantic_private__  # a PrivateAttr would cost each event as much as all its fields
+    if private is None:
+        private = {}
+        object.__setattr__(event, "__pydantic_private__", private)
+    found: UUID | None = private.get(ID)
     if found is None:
-        found = private["_id"] = uuid7()
+        found = private[ID] = uuid7()
     return found
 
 
@@ -222,7 +224,9 @@ class Catalogue:
     def reader(self, name: str, version: int | None) -> type[Event] | None:
         """The class to read an event with, or None when the name is not of this catalogue."""
         versions = self._by_name.get(name)
-        return closest_version(versions, version) if versions else None
+        if versions is None:
+            return None
+        return (versions.get(version) if version is not None else None) or closest_version(versions, version)
 
     def of_key(self, key: str) -> str | None:
         """The name of the event that has this routing key, if the catalogue holds one."""

@@ -17,8 +17,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from time import monotonic
-from types import MethodType
+from types import CoroutineType, MethodType
 from typing import Any, get_args
 from uuid import UUID
 
@@ -177,7 +178,7 @@ class Handler:
             result = self.function(*arguments)
         else:
             result = await threads.call(self.function, arguments)
-        if inspect.iscoroutine(result) or inspect.isawaitable(result):
+        if isinstance(result, CoroutineType) or inspect.isawaitable(result):
             result = await result
         if result is None:
             return
@@ -346,6 +347,7 @@ class Handlers:
         self._all: list[Handler] = []
         self._of_event: dict[type[Event], Handler] = {}
         self._catalogue: Catalogue | None = None
+        self._for_pattern = lru_cache(maxsize=10_000)(self._find)  # with many patterns, too, an event costs one look
 
     def __iter__(self) -> Iterator[Handler]:
         return iter(self._all)
@@ -363,6 +365,7 @@ class Handlers:
             self._check_choice(handler, other)
         self._all.append(handler)
         self._of_event |= dict.fromkeys(handler.events, handler)
+        self._for_pattern.cache_clear()
         self._catalogue = None
 
     def _check_choice(self, new: Handler, known: Handler) -> None:
@@ -425,10 +428,14 @@ class Handlers:
         event = catalogue.reader(envelope.name, envelope.version)
         if event is not None:
             return self._of_event[event], event
-        for handler in self._all:
-            if handler.pattern is not None and matches(handler.pattern, envelope.key):
-                return handler, None
-        raise Unhandled(f"no handler of this process takes {envelope.name!r} ({envelope.key})")
+        found = self._for_pattern(envelope.key)
+        if found is None:
+            raise Unhandled(f"no handler of this process takes {envelope.name!r} ({envelope.key})")
+        return found, None
+
+    def _find(self, key: str) -> Handler | None:
+        """The handler whose pattern takes a key."""
+        return next((it for it in self._all if it.pattern is not None and matches(it.pattern, key)), None)
 
 
 def payload_of(envelope: Envelope, event: type[Event] | None) -> Event | Envelope:

@@ -205,7 +205,7 @@ class Broker:
         contract = event.__contract__
         now = datetime.now(UTC)
         try:
-            body = encode(event, event_id=publication.id, source=self.source, time=now, story=story)
+            body, correlation = encode(event, event_id=publication.id, source=self.source, time=now, story=story)
         except ValueError as error:  # pydantic's: half a character in a JsonValue, say
             raise ContractError(f"{contract.name!r} {publication.id} cannot be written as JSON: {error}") from None
         if len(body) > self.settings.max_message_bytes:
@@ -219,7 +219,7 @@ class Broker:
             body=body,
             content_type=CONTENT_TYPE,
             type=contract.name,
-            correlation_id=str(story.correlation_id),
+            correlation_id=correlation,
             app_id=self.source,
             timestamp=now,
         )

@@ -18,14 +18,14 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextvars import Context as ContextVars
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from logging import DEBUG
 from time import perf_counter
 from typing import Any
 
-from structlog.contextvars import bind_contextvars, reset_contextvars
+from structlog.contextvars import bind_contextvars, unbind_contextvars
 from structlog.typing import FilteringBoundLogger
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
@@ -86,12 +86,18 @@ class Handled:
     took: float
 
 
+MENTIONED = ("event_name", "event_id", "correlation_id")
+"""What log lines tell of the event that is handled, by way of structlog's context variables."""
+
+
 @dataclass(slots=True, eq=False)
 class Worker:
     """One of those who handle, one delivery after the other.
 
     Attributes:
         task: it runs.
+        mentioned: the context variables by which log lines tell what is handled.
+        before: all context variables, as the handler found them.
         delivery: what it has in hand.
         since: when the handler was called; None when it is not in one.
         late: the handler was cancelled, since its time was over.
@@ -101,6 +107,34 @@ class Worker:
     delivery: Delivery | None = None
     since: float | None = None
     late: bool = False
+    mentioned: list[ContextVar[Any]] = field(default_factory=list)
+    before: ContextVars | None = None
+
+    def begin(self, service: str) -> None:
+        """In its task, before anything else."""
+        bind_contextvars(service=service)
+        self.mentioned = [token.var for token in bind_contextvars(**dict.fromkeys(MENTIONED)).values()]
+        self.forget()
+
+    def mention(self, envelope: Envelope) -> None:
+        """From now on, log lines are about this event."""
+        name, event_id, correlation_id = self.mentioned
+        name.set(envelope.name)
+        text = str(envelope.id)
+        event_id.set(text)
+        story = envelope.story.correlation_id
+        correlation_id.set(text if story == envelope.id else str(story))
+        self.before = copy_context()
+
+    def forget(self) -> None:
+        """From now on, log lines are about no event."""
+        unbind_contextvars(*MENTIONED)
+        self.before = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether a handler set context variables that the next one would find."""
+        return self.before is not None and self.before != copy_context()
 
 
 class Subscriber:
@@ -230,9 +264,9 @@ class Subscriber:
 
     async def _work(self, worker: Worker) -> None:
         """Take one delivery after the other. Context variables that a handler sets end with it, and so do we then."""
-        before = copy_context()
+        worker.begin(self._service)
         try:
-            while not self._draining and _unchanged(before):
+            while not self._draining and not worker.changed:
                 while not self._line:
                     waiting = asyncio.get_running_loop().create_future()
                     self._idle.append(waiting)
@@ -281,22 +315,17 @@ class Subscriber:
             key, attempt = history(message, self._service)
             envelope, payload = self._read(message, key)
         except Malformed as error:
+            worker.forget()
             self._log.error("dead", error=f"Malformed: {error}", raw=True)
             await delivery.reject()
             return
-        bound = bind_contextvars(
-            service=self._service,
-            event_name=envelope.name,
-            event_id=str(envelope.id),
-            correlation_id=str(envelope.story.correlation_id),
-        )
+        worker.mention(envelope)
         handled = await self._run(envelope, payload, attempt, worker)
         if handled.error is None and not handled.publications:
             self._report(handled, None, Acknowledge())
             await delivery.ack()
         else:
             await self._until_concluded(delivery, message, handled)
-        reset_contextvars(**bound)
 
     def _read(self, message: Message, key: str) -> tuple[Envelope, Event | None]:
         """The envelope, and the payload if one pass was enough for both."""
@@ -359,6 +388,9 @@ class Subscriber:
     async def _call(self, handler: Handler, payload: Event | Envelope, context: Context) -> None:
         """Call the handler through the functions around it."""
 
+        if not self._it.around:
+            return await handler.run(payload, context, self._threads)
+
         async def handle() -> None:
             await handler.run(payload, context, self._threads)
 
@@ -366,6 +398,7 @@ class Subscriber:
         for around in reversed(self._it.around):
             call = _wrapped(around, context, call)
         await call()
+        return None
 
     def _notice_newer(self, envelope: Envelope, known: int | None) -> None:
         version = envelope.version
@@ -489,9 +522,3 @@ def _wrapped(around: Around, context: Context, handle: Callable[[], Awaitable[No
         await around(context, handle)
 
     return wrapped
-
-
-def _unchanged(before: ContextVars) -> bool:
-    """Whether the context variables are those of before."""
-    now = copy_context()
-    return len(now) == len(before) and all(now.get(variable) is value for variable, value in before.items())

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from types import MappingProxyType
 from typing import Protocol
 
 from broker.topology import Topology
@@ -40,6 +41,10 @@ class Death:
     reason: str
     key: str
     at: datetime | None = None
+
+
+NONE: Mapping[str, HeaderValue] = MappingProxyType({})
+"""No headers."""
 
 
 @dataclass(slots=True)
@@ -63,7 +68,7 @@ class Message:
     correlation_id: str | None = None
     app_id: str | None = None
     timestamp: datetime | None = None
-    headers: Mapping[str, HeaderValue] = field(default_factory=dict)
+    headers: Mapping[str, HeaderValue] = field(default_factory=lambda: NONE)
     death: Death | None = None
 
 

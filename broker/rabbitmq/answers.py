@@ -7,8 +7,6 @@ from datetime import datetime
 from typing import Any
 
 from aiormq.exceptions import ChannelAccessRefused, ChannelPreconditionFailed
-from pamqp import commands as amqp
-
 from broker.errors import AccessRefused, BrokerError, NotConfirmed, TooLarge
 from broker.transport import Death, HeaderValue, Message
 
@@ -39,21 +37,17 @@ def late(timeout: float, problem: str | None) -> NotConfirmed:
     return NotConfirmed(f"no confirm within {timeout:g} s{f': {problem}' if problem else ''}")
 
 
-def message_of(exchange: str, key: str, body: bytes, properties: amqp.Basic.Properties) -> Message:
-    """A delivery as a message."""
-    headers = properties.headers or {}
-    return Message(
-        exchange=exchange,
-        key=key,
-        body=body,
-        content_type=properties.content_type,
-        type=properties.message_type,
-        correlation_id=properties.correlation_id,
-        app_id=properties.app_id,
-        timestamp=properties.timestamp,
-        headers=_scalars(headers),
-        death=_death(headers),
-    )
+def message_of(exchange: str, key: str, body: bytes, properties: Mapping[str, Any]) -> Message:
+    """A delivery as a message. The properties go by pamqp's names."""
+    its = properties.get
+    headers = its("headers")
+    message = Message(
+        exchange, key, body, its("content_type"), its("message_type"), its("correlation_id"), its("app_id"),
+        its("timestamp"),
+    )  # fmt: skip
+    if headers:
+        message.headers, message.death = _scalars(headers), _death(headers)
+    return message
 
 
 def _death(headers: Mapping[str, Any]) -> Death | None:

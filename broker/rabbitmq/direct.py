@@ -179,7 +179,7 @@ class DirectPublisher:
 
     def returned(self, code: int, text: str, exchange: str, key: str, properties: bytes, body: bytes) -> None:  # noqa: PLR0913, PLR0917  (as AMQP has it)
         """Basic.Return: its ack follows."""
-        message_id = frames.decode_properties(properties).message_id or ""
+        message_id = frames.decode_properties(properties).get("message_id") or ""
         self._waiting[int(message_id.removeprefix(self._prefix))].returned = text
 
     def deliver(self, delivered: frames.Delivered) -> None:

@@ -386,8 +386,8 @@ class Splitter:
         return stop
 
 
-def decode_properties(properties: bytes) -> Basic.Properties:
-    """What stands in the properties of a delivery. Anybody may send anything there.
+def decode_properties(properties: bytes) -> dict[str, Any]:
+    """What stands in the properties of a delivery, by pamqp's names. Anybody may send anything there.
 
     Raises:
         ValueError: they cannot be decoded; it says why.
@@ -398,16 +398,19 @@ def decode_properties(properties: bytes) -> Basic.Properties:
         raise ValueError(f"its properties cannot be decoded: {_why(undecodable)}") from None
 
 
-def _decoded(properties: bytes) -> Basic.Properties:
-    decoded, at = Basic.Properties(), 2
+def _decoded(properties: bytes) -> dict[str, Any]:
+    decoded: dict[str, Any] = {}
+    at = 2
     for name, kind in _present(properties[0] << 8 | properties[1]):
         if kind == "shortstr":
             stop = at + 1 + properties[at]
-            setattr(decoded, name, properties[at + 1 : stop].decode())
+            decoded[name] = properties[at + 1 : stop].decode()
             at = stop
+        elif kind == "octet":
+            decoded[name] = properties[at]
+            at += 1
         else:
-            size, value = decode.by_type(properties[at:], kind)
-            setattr(decoded, name, value)
+            size, decoded[name] = decode.by_type(properties[at:], kind)
             at += size
     if at > len(properties):
         raise ValueError(f"{at - len(properties)} bytes are missing")

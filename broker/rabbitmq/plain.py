@@ -121,7 +121,7 @@ class PlainDelivery:
         if why is not None:
             raise Malformed(why)
         exchange, key = self._delivered.exchange or "", self._delivered.routing_key or ""
-        return message_of(exchange, key, self._delivered.body, self._delivered.header.properties)
+        return message_of(exchange, key, self._delivered.body, dict(self._delivered.header.properties))
 
     @property
     def _tag(self) -> int:

@@ -45,7 +45,7 @@ def of_size(number: int, size: int) -> NumberDrawn:
     event = NumberDrawn(number=number)
     event_id = id_of_number(number)
     now = datetime.now(UTC).replace(microsecond=123456)
-    bare = len(encode(event, event_id=event_id, source="test", time=now, story=Story(event_id)))
+    bare = len(encode(event, event_id=event_id, source="test", time=now, story=Story(event_id))[0])
     return NumberDrawn(number=number, padding="x" * (size - bare))
 
 

@@ -34,7 +34,7 @@ def parcel(event_id: UUID | None = None, grams: int = 1) -> Message:
     """A published event."""
     event = weighed(grams)
     event_id = event_id or uuid4()
-    body = encode(event, event_id=event_id, source="scales", time=AT, story=Story(event_id))
+    body, _ = encode(event, event_id=event_id, source="scales", time=AT, story=Story(event_id))
     return message(body, key="parcel.weighed", type="Parcel Weighed")
 
 

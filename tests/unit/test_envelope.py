@@ -26,7 +26,7 @@ PARCEL = UUID("11111111-2222-3333-4444-555555555555")
 
 def encoded(event: Event, **story: Any) -> bytes:
     told = Story(**({"correlation_id": CORRELATION} | story))
-    return encode(event, event_id=ID, source="scales", time=AT, story=told)
+    return encode(event, event_id=ID, source="scales", time=AT, story=told)[0]
 
 
 def decoded(body: bytes) -> Envelope:
@@ -135,7 +135,7 @@ SOURCES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
 def test_what_was_encoded_decodes_as_the_same(
     event: AllSorts, event_id: UUID, source: str, time: datetime, story: Story
 ) -> None:
-    body = encode(event, event_id=event_id, source=source, time=time, story=story)
+    body, _ = encode(event, event_id=event_id, source=source, time=time, story=story)
     envelope = decode(body, key="all.sorts", content_type=CONTENT_TYPE, headers={})
     assert envelope.decode(AllSorts) == event
     assert (envelope.id, envelope.source, envelope.time, envelope.story) == (event_id, source, time, story)

@@ -540,11 +540,16 @@ def as_pamqp(given_properties: dict[str, Any]) -> Basic.Properties:
     return Basic.Properties(delivery_mode=2, **its)
 
 
+def present(its: Basic.Properties) -> dict[str, Any]:
+    """Those there are. pamqp's cluster id is never None."""
+    return {name: value for name, value in its if value is not None and name != "cluster_id"}
+
+
 @given(its=properties())
 def test_properties(its: dict[str, Any]) -> None:
     built = frames.properties(**its)
     assert built == as_pamqp(its).marshal()
-    assert decode_properties(built) == as_pamqp(its)
+    assert decode_properties(built) == present(as_pamqp(its))
 
 
 @given(
@@ -564,12 +569,12 @@ def test_content(channel: int, its: dict[str, Any], body: bytes) -> None:
 def test_empty_texts_are_sent_and_none_is_not() -> None:
     assert frames.properties() == Basic.Properties(delivery_mode=2).marshal()
     there = decode_properties(frames.properties(content_type="", message_id=""))
-    assert (there.content_type, there.message_id, there.app_id) == ("", "", None)
+    assert there == {"content_type": "", "delivery_mode": 2, "message_id": ""}
 
 
 def test_all_headers_that_a_message_may_have() -> None:
     headers = {"b": b"\xff", "f": 1.5, "n": None, "t": AT, "big": 2**63 - 1, "yes": True, "s": "ü" * 300}
-    assert decode_properties(frames.properties(headers=headers)).headers == headers
+    assert decode_properties(frames.properties(headers=headers))["headers"] == headers
 
 
 @pytest.mark.parametrize("name", ["content_type", "correlation_id", "message_id", "type", "app_id"])
@@ -668,9 +673,11 @@ def test_properties_are_decoded_as_pamqp_does_or_refused(flags: int, rest: bytes
         return
     header = ContentHeader()
     header.unmarshal(bytes(12) + its)
-    assert repr(list(decoded)) == repr(list(header.properties))  # not a number equals itself as text
+    its_own = {name: value for name, value in header.properties if name in decoded}
+    assert repr(decoded) == repr(its_own)  # not a number equals itself as text
+    assert all(name in decoded or not value for name, value in header.properties)
 
 
 def test_all_properties_are_decoded() -> None:
     its = Basic.Properties("a", "b", {"c": ["d", {"e": 1}]}, 1, 9, "f", "g", "1000", "h", AT, "i", "j", "k")
-    assert decode_properties(its.marshal()) == its
+    assert decode_properties(its.marshal()) == present(its)

@@ -21,7 +21,7 @@ from tests.parcels import ParcelLost, ParcelSent, ParcelWeighed, VanBroke, weigh
 def envelope(event: Event | None = None, *, key: str | None = None, name: str | None = None) -> Envelope:
     event = event or weighed()
     event_id = id_of(event)
-    body = encode(event, event_id=event_id, source="scales", time=Context().time, story=Story(event_id))
+    body, _ = encode(event, event_id=event_id, source="scales", time=Context().time, story=Story(event_id))
     if name is not None:
         body = body.replace(event.__contract__.name.encode(), name.encode())
     return decode(body, key=key or event.__contract__.key, content_type=CONTENT_TYPE, headers={})
