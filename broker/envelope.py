@@ -52,6 +52,7 @@ class Story:
     causation_id: UUID | None = None
     traceparent: str | None = None
 
+
 def encode(event: Event, *, event_id: UUID, source: str, time: datetime, story: Story) -> tuple[bytes, str]:
     """An event as structured CloudEvents JSON; and its correlation id as it stands there."""
     text, subject = str(event_id), subject_of(event)

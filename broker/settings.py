@@ -97,7 +97,7 @@ class Settings(BaseSettings):
         description="Largest event accepted for publishing. RabbitMQ 4 takes 16 MiB unless configured otherwise.",
     )
     direct: bool = Field(
-        default=False,
+        default=True,
         description="Write and read events' frames ourselves, several times faster; `off` leaves them to aio-pika.",
     )
     health_port: int | None = Field(

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from aiormq.exceptions import ChannelAccessRefused, ChannelPreconditionFailed
+
 from broker.errors import AccessRefused, BrokerError, NotConfirmed, TooLarge
 from broker.transport import Death, HeaderValue, Message
 

@@ -20,7 +20,7 @@ DEFAULTS = {
     "log": True,
     "log_max_age": "7D",
     "log_max_bytes": 5_000_000_000,
-    "direct": False,
+    "direct": True,
     "concurrency": 10,
     "prefetch": None,
     "publish_timeout": 10,
