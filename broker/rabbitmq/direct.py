@@ -179,14 +179,19 @@ class DirectPublisher:
 
     def returned(self, code: int, text: str, exchange: str, key: str, properties: bytes, body: bytes) -> None:  # noqa: PLR0913, PLR0917  (as AMQP has it)
         """Basic.Return: its ack follows."""
-        message_id = frames.decode_properties(properties).get("message_id") or ""
-        self._waiting[int(message_id.removeprefix(self._prefix))].returned = text
+        try:
+            message_id = str(frames.decode_properties(properties).get("message_id"))
+            self._waiting[int(message_id.removeprefix(self._prefix))].returned = text
+        except (ValueError, LookupError):
+            raise frames.FrameError("a return of what was never published") from None
 
     def deliver(self, delivered: frames.Delivered) -> None:
         """Nobody consumes on this channel."""
 
     def _settle(self, tag: int, multiple: bool) -> list[Pending]:
         """Those answered, out of the way of others."""
+        if not 0 < tag <= self._tag:
+            raise frames.FrameError(f"a confirm of publish {tag}, of {self._tag} that were sent")
         take = self._waiting.pop
         if multiple:
             found = [pending for it in range(self._lowest, tag + 1) if (pending := take(it, None)) is not None]

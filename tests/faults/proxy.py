@@ -26,6 +26,7 @@ class Proxy:
         self._parts = parts
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._clients: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._up, self._down = asyncio.Event(), asyncio.Event()
         self._rate: float | None = None
@@ -51,8 +52,18 @@ class Proxy:
         """Pass so many bytes a second each way, each so many seconds later."""
         self._rate, self._latency = rate, latency
 
+    def crumble(self) -> None:
+        """Pass single bytes on, from RabbitMQ."""
+        self._crumbs = True
+
+    def inject(self, data: bytes) -> None:
+        """Send every client what RabbitMQ did not."""
+        for client in self._clients:
+            client.write(data)
+
     def resume(self) -> None:
         """Pass on as before."""
+        self._crumbs = False
         self._up.set()
         self._down.set()
         self._rate, self._latency = None, 0.0
@@ -87,6 +98,7 @@ class Proxy:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         self._writers.add(writer)
+        self._clients.add(writer)
         other: asyncio.StreamWriter | None = None
         try:
             there, other = await asyncio.open_connection(*self._target)
@@ -95,6 +107,7 @@ class Proxy:
         except (OSError, asyncio.CancelledError):
             pass
         finally:
+            self._clients.discard(writer)
             for one in (writer, other):
                 if one is not None:
                     self._writers.discard(one)
@@ -110,5 +123,8 @@ class Proxy:
                 raise ConnectionResetError
             if self._rate is not None:
                 await asyncio.sleep(self._latency + len(data) / self._rate)
-            writer.write(data)
+            crumbs = self._crumbs and writer in self._clients
+            for at in range(0, len(data), 1 if crumbs else len(data)):
+                writer.write(data[at : at + 1] if crumbs else data)
+                await asyncio.sleep(0)
             await writer.drain()
