@@ -1,0 +1,156 @@
+"""The limit: a raw socket, frames made beforehand, nothing decoded. What RabbitMQ does when the client does nothing."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from bench.job import Job, Seen
+from bench.order import KEY
+
+WINDOW = 1000
+PREFETCH = 1000
+CONFIRM, NACK, DELIVER = 60 << 16 | 80, 60 << 16 | 120, 60 << 16 | 60
+
+
+def short(text: str) -> bytes:
+    return bytes((len(text.encode()),)) + text.encode()
+
+
+def frame(kind: int, channel: int, payload: bytes) -> bytes:
+    return struct.pack(">BHI", kind, channel, len(payload)) + payload + b"\xce"
+
+
+def method(channel: int, class_id: int, method_id: int, arguments: bytes = b"") -> bytes:
+    return frame(1, channel, struct.pack(">HH", class_id, method_id) + arguments)
+
+
+class Client:
+    """Just enough AMQP: connect, and iterate over frames."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self.socket = socket.create_connection((parts.hostname or "", parts.port or 5672))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.kept = b""
+        self.socket.sendall(b"AMQP\x00\x00\x09\x01")
+        login = f"\0{parts.username}\0{unquote(parts.password or '')}"
+        response = struct.pack(">I", len(login)) + login.encode()
+        self.call(method(0, 10, 11, b"\0\0\0\0" + short("PLAIN") + response + short("en_US")), 10, 10)
+        self.call(b"", 10, 30)
+        tune = method(0, 10, 31, struct.pack(">HIH", 2047, 131072, 0))
+        vhost = unquote(parts.path[1:]) or "/"
+        self.call(tune + method(0, 10, 40, short(vhost) + b"\0\0"), 10, 41, before=True)
+        self.call(method(1, 20, 10, b"\0"), 20, 11, before=True)
+
+    def call(self, out: bytes, class_id: int, method_id: int, *, before: bool = False) -> None:
+        """Send before (or after) the method has come."""
+        if before:
+            self.socket.sendall(out)
+        wanted = struct.pack(">HH", class_id, method_id)
+        while next(self.payloads())[1][:4] != wanted:
+            pass
+        if not before and out:
+            self.socket.sendall(out)
+
+    def count(self, queue: str) -> int:
+        """How many messages are ready in a queue."""
+        self.socket.sendall(method(1, 50, 10, b"\0\0" + short(queue) + b"\x01\0\0\0\0"))
+        payload = next(payload for _, payload in self.payloads() if payload[:4] == struct.pack(">HH", 50, 11))
+        return int.from_bytes(payload[5 + payload[4] :][:4])
+
+    def delete(self, queue: str) -> None:
+        """Drop a queue."""
+        self.call(method(1, 50, 40, b"\0\0" + short(queue) + b"\0"), 50, 41, before=True)
+
+    def purge(self, queue: str) -> None:
+        """Empty a queue."""
+        self.call(method(1, 50, 30, b"\0\0" + short(queue) + b"\0"), 50, 31, before=True)
+
+    def payloads(self) -> Iterator[tuple[int, bytes]]:
+        """Frames, one by one; reads more when there is none."""
+        while True:
+            data, at = self.kept, 0
+            while len(data) - at >= 8:
+                kind, _, size = struct.unpack_from(">BHI", data, at)
+                if len(data) - at < size + 8:
+                    break
+                self.kept = data[at + size + 8 :]
+                yield kind, data[at + 7 : at + 7 + size]
+                data, at = self.kept, 0
+            more = self.socket.recv(1 << 20)
+            assert more, "RabbitMQ closed the connection"
+            self.kept = data[at:] + more
+
+
+def encoded(message: dict[str, Any]) -> bytes:
+    """The frames of one publish, as our package writes them."""
+    body = message["body"].encode()
+    properties = struct.pack(">H", 0x9000 | 0x0400 | 0x0080 | 0x0040 | 0x0020 | 0x0008)
+    properties += short(message["content_type"]) + b"\x02" + short(message["correlation_id"]) + short("0" * 24)
+    properties += struct.pack(">Q", 1_700_000_000) + short(message["type"]) + short(message["app_id"])
+    publish = method(1, 60, 40, b"\0\0" + short("events") + short(KEY) + b"\0")
+    header = frame(2, 1, struct.pack(">HHQ", 60, 0, len(body)) + properties)
+    return publish + header + b"".join(frame(3, 1, body[at : at + 131064]) for at in range(0, len(body), 131064))
+
+
+def publish(job: Job, window: int = WINDOW) -> None:
+    client, one = Client(job.url), encoded(job.message)
+    client.call(method(1, 85, 10, b"\0"), 85, 11, before=True)
+    sent = answered = 0
+    times: list[float] = []
+    kept = b""
+    step = max(1, window // 4)
+    some = one * step
+    with job.measured():
+        while answered < job.count:
+            while sent < job.count and sent - answered <= window - step:
+                now = min(step, job.count - sent)
+                began = time.perf_counter()
+                client.socket.sendall(some if now == step else one * now)
+                sent += now
+            data = kept + client.socket.recv(1 << 16)
+            whole = len(data) // 21 * 21  # every frame that comes is a confirm of 21 bytes
+            for at in range(0, whole, 21):
+                kind, tag, multiple = struct.unpack_from(">IQB", data, at + 7)
+                assert kind == CONFIRM, kind
+                answered = max(answered, tag) if window == 1 or multiple else answered + (tag > 0)
+            kept = data[whole:]
+            if window == 1:
+                times.append(time.perf_counter() - began)
+    if window == 1:
+        job.latencies(times)
+
+
+def one_by_one(job: Job) -> None:
+    publish(job, 1)
+
+
+def consume(job: Job) -> None:
+    """Counts deliveries, acknowledging in batches."""
+    client, seen = Client(job.url), Seen(job)
+    client.call(method(1, 60, 10, struct.pack(">IHB", 0, PREFETCH, 0)), 60, 11, before=True)
+    for queue in job.queues:
+        client.socket.sendall(method(1, 60, 20, b"\0\0" + short(queue) + short(queue) + b"\0" + b"\0\0\0\0"))
+    order = type("Order", (), {"sent": 0})
+    needle = struct.pack(">I", DELIVER)
+    last, count, data = 0, 0, b""
+    while not seen.all.is_set():
+        data += client.socket.recv(1 << 20)
+        at = 0
+        while len(data) - at >= 8:
+            size = int.from_bytes(data[at + 3 : at + 7])
+            if len(data) - at < size + 8:
+                break
+            if data[at] == 1 and data[at + 7 : at + 11] == needle:
+                tag_at = at + 12 + data[at + 11]
+                last, count = int.from_bytes(data[tag_at : tag_at + 8]), count + 1
+                seen.take(order)
+            at += size + 8
+        data = data[at:]
+        client.socket.sendall(method(1, 60, 80, struct.pack(">QB", last, 1)) if last else b"")
+    time.sleep(0.1)  # the last ack

@@ -1,0 +1,184 @@
+"""What is measured, row by row. Contenders take turns within each round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from bench.runner import Bench
+
+ALL = ("ours", "faststream", "rabbitkit", "aio_pika", "aiormq", "kombu", "pika", "limit")
+PACED = ("ours", "faststream", "rabbitkit", "aio_pika", "aiormq", "pika")
+"""Those that can publish while they wait for confirms."""
+
+
+def turns(bench: Bench, among: tuple[str, ...] = ALL) -> Iterator[str]:
+    """Each contender in each round."""
+    for _ in range(bench.rounds):
+        yield from (name for name in among if name in bench.contenders)
+
+
+def publish(bench: Bench) -> None:
+    """Publishes that overlap, 500 at a time; and `publish_many`."""
+    for name in turns(bench):
+        count = bench.some(1000 if name == "kombu" else 8000)
+        message = bench.message("ours") if name == "limit" else {}
+        for do in ("publish", "publish_many") if name == "ours" else ("publish",):
+            bench.empty()
+            bench.measure("publish", "publish_many" if do == "publish_many" else name, do, count=count, message=message)
+            bench.check(count)
+    bench.empty()
+
+
+def one_by_one(bench: Bench) -> None:
+    """Publishes one after the other: how long each takes."""
+    for name in turns(bench):
+        count = bench.some(600)
+        message = bench.message("ours") if name == "limit" else {}
+        bench.empty()
+        bench.measure("one by one", name, "one_by_one", count=count, message=message)
+        bench.check(count)
+    bench.empty()
+
+
+def consume(bench: Bench) -> None:
+    """A backlog, handled and acknowledged."""
+    for name in turns(bench):
+        count = bench.some(8000)
+        bench.fill(name, count)
+        bench.measure("consume", name, "consume", count=count)
+        bench.check(0)
+
+
+def latency(bench: Bench) -> None:
+    """From publish to handler, in two processes, at 500/s and at 60 % of what FastStream could do at most."""
+    rates = {"latency at 500/s": 500.0}
+    most = [bench.median(row, "faststream", "rate") for row in ("publish", "consume")]
+    if None not in most:
+        rates["latency at 60 %"] = 0.6 * min(rate for rate in most if rate is not None)
+    for row, rate in rates.items():
+        for name in turns(bench, PACED):
+            count = int(rate * 4 * min(bench.scale, 2))
+            consuming = bench.start(name, "consume", count=count)
+            published = bench.run(name, "paced", count=count, rate=rate)
+            figures = consuming.end()
+            bench.keep(row, name, figures | {"rate": published.get("rate", rate)})
+            bench.check(0)
+
+
+def fan_out(bench: Bench) -> None:
+    """Five subscribers of each event; and what 1 to 50 of them cost the publisher."""
+    five = [f"bench{n}" for n in range(5)]
+    bench.delete("bench")
+    bench.declare(*five)
+    for name in turns(bench, ("ours", "faststream", "aio_pika", "aiormq", "pika", "limit")):
+        count = bench.some(2000)
+        bench.fill(name, count, queues=five)
+        bench.measure("five subscribers", name, "consume", count=count, queues=five)
+        bench.check(0, five)
+    bench.delete(*five)
+    for queues in (1, 5, 20, 50):
+        names = [f"bench{n}" for n in range(queues)]
+        bench.declare(*names)
+        for _ in range(bench.rounds):
+            bench.measure("subscribers", "ours", "publish_many", queues, count=bench.some(2000))
+        bench.check(bench.rounds * bench.some(2000), names)
+        bench.delete(*names)
+    bench.declare("bench")
+
+
+def growth(bench: Bench) -> None:
+    """Bindings of one queue, and patterns of one service."""
+    for bindings in (1, 10, 100, 1000):
+        bench.declare("bench", bindings=bindings)
+        for _ in range(bench.rounds):
+            bench.measure("bindings", "ours", "publish_many", bindings, count=bench.some(4000))
+            bench.empty()
+    bench.delete("bench")
+    for patterns in (1, 10, 50, 200):
+        bench.declare("patterns")
+        for _ in range(bench.rounds):
+            bench.fill("ours", bench.some(4000), queues=["patterns"])
+            options = {"patterns": patterns}
+            bench.measure("patterns", "ours", "consume_patterns", patterns, count=bench.some(4000), queues=["patterns"], options=options)  # fmt: skip  # noqa: E501
+        bench.delete("patterns")
+    bench.declare("bench")
+
+
+def bodies(bench: Bench) -> None:
+    """Events of 0.3 kB to 1 MB."""
+    for size in (0, 1_000, 10_000, 100_000, 1_000_000):
+        for name in ("ours", "faststream", "limit"):
+            if name not in bench.contenders:
+                continue
+            count = max(20, min(bench.some(3000), int(40_000_000 * min(bench.scale, 2) / (size + 600))))
+            message = bench.message("ours", size) if name == "limit" else {}
+            do = "publish_many" if name == "ours" else "publish"
+            bench.empty()
+            bench.measure("bodies", name, do, size, count=count, padding=size, message=message)
+            bench.check(count)
+            if name != "limit":
+                bench.empty()
+                bench.fill(name, count, size)
+            bench.measure("bodies consumed", name, "consume", size, count=count)
+            bench.check(0)
+
+
+def backlog(bench: Bench) -> None:
+    """Memory of a consumer before a small backlog and before a large one."""
+    for count in (10_000, 1_000_000 if bench.scale > 1 else 50_000):
+        bench.fill("ours", count)
+        bench.measure("backlog", "ours", "consume", count, count=count)
+        bench.check(0)
+
+
+def start(bench: Bench) -> None:
+    """From the start of a process to its first event handled; and what an idle process holds."""
+    for name in turns(bench, ("ours", "faststream", "aio_pika")):
+        bench.fill(name, 1)
+        child = bench.start(name, "consume", count=1)
+        figures = child.end()
+        bench.keep("start", name, {"ms": (figures["first"] - child.spawned) * 1e3})
+        bench.check(0)
+    for name in turns(bench, ("ours", "faststream")):
+        bench.measure("idle", name, "idle")
+
+
+def log(bench: Bench) -> None:
+    """With the event log, which keeps every event a second time."""
+    for _ in range(bench.rounds):
+        for on in (False, True):
+            bench.empty()
+            figures = bench.run("ours", "publish_many", count=bench.some(8000), settings={"log": on})
+            bench.keep("event log", "on" if on else "off", figures)
+            if on:
+                bench.delete("events.log")
+            bench.check(bench.some(8000))
+    bench.empty()
+
+
+def processes(bench: Bench) -> None:
+    """One, two and four processes of one service."""
+    for count in (1, 2, 4):
+        each = bench.some(8000) // count
+        bench.fill("ours", each * count)
+        children = [bench.start("ours", "consume", count=each) for _ in range(count)]
+        figures = [child.end() for child in children]
+        wall = max(it["last"] for it in figures) - min(it["first"] for it in figures)
+        cpu = sum(it["cpu"] for it in figures) / count
+        bench.keep("processes", "ours", {"rate": each * count / wall, "cpu": cpu}, count)
+        bench.check(0)
+
+
+ROWS: dict[int, Callable[[Bench], None]] = {
+    1: publish,
+    2: one_by_one,
+    3: consume,
+    4: latency,
+    5: fan_out,
+    6: growth,
+    7: bodies,
+    8: backlog,
+    9: start,
+    10: log,
+    11: processes,
+}
