@@ -8,7 +8,7 @@ SUITABLE := import sys; sys.exit(sys.version_info < (3, 11))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults fuzz cluster-test soak check clean
+.PHONY: help demo test faults fuzz cluster-test soak bench bench-full check clean
 
 help:
 	@echo 'make demo    watch the shop: eight services, orders, a kill -9, a broken event; ends with the verdict'
@@ -21,6 +21,8 @@ help:
 	@echo 'make cluster-test  three nodes: one killed, one frozen, all restarted in turn; writes docs/reliability.md'
 	@echo 'make soak    random faults under load (about 15 minutes); writes docs/reliability.md'
 	@echo '             SEED=7 EVENTS=100000 FAULTS=30  which faults, how many events and faults'
+	@echo 'make bench   measure beside other clients and RabbitMQ itself (under 5 minutes); ARGS="--rows 1,3" measures a part'
+	@echo 'make bench-full  the same at length (about 20 minutes); writes docs/performance.md'
 	@echo 'make check   ruff, mypy --strict, import-linter'
 	@echo 'make clean   remove the virtual environment, caches and the data of demo runs'
 	@echo
@@ -45,6 +47,12 @@ fuzz: $(READY)
 cluster-test: $(READY)
 	$(BIN)/pytest -m full tests/cluster $(ARGS)
 
+bench: $(READY)
+	@$(BIN)/python -m bench $(ARGS)
+
+bench-full: $(READY)
+	@$(BIN)/python -m bench --full $(ARGS)
+
 soak: $(READY)
 	@$(BIN)/python -m tests.soak
 
@@ -55,7 +63,7 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.* data/demo
+	rm -rf $(VENV) .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.* data/demo
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A virtual environment whose Python is gone or too old is made anew; one that works is kept.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.order import Order, fields
+from bench.order import fields
 
 AT_ONCE = 500
 """Publishes under way at a time, for all."""

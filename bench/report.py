@@ -61,37 +61,45 @@ def floors(results: list[Figures]) -> list[Floor]:
     def of(row: str, contender: str, figure: str = "rate", x: float | None = None) -> float | None:
         return middle(results, row, contender, figure, x)
 
-    def ratio(one: float | None, other: float | None) -> float | None:
-        return None if one is None or not other else one / other
+    def ratio(row: str, other: str, contender: str = "ours", figure: str = "rate") -> float | None:
+        one, against = of(row, contender, figure), of(row, other, figure)
+        return None if one is None or not against else one / against
 
     def spread(row: str) -> float | None:
         """The largest deviation of processor time from the first, as a share."""
         values = [value for _, value in points(results, row, "ours", "cpu")]
         return max(abs(value / values[0] - 1) for value in values) if values else None
 
-    ours, fast, plain = "ours", "faststream", "aio_pika"
-    memory = dict(points(results, "backlog", ours, "memory"))
-    share = None
-    if memory:
-        share = memory[max(memory)] / memory[min(memory)]
-    at_share = "latency at 60 %"
+    memory = dict(points(results, "backlog", "ours", "memory"))
+    share = memory[max(memory)] / memory[min(memory)] if memory else None
+    logged, unlogged = of("event log", "on"), of("publish", "faststream")
+    peer, many, at_share = "faststream", "publish_many", "latency at 60 %"
     return [
-        Floor("`publish_many`, × FastStream", ratio(of("publish", "publish_many"), of("publish", fast)), 4.5, True),
-        Floor("`publish_many`, share of the limit", ratio(of("publish", "publish_many"), of("publish", "limit")), 0.85, True),
-        Floor("overlapping `publish`, × FastStream", ratio(of("publish", ours), of("publish", fast)), 3.5, True),
-        Floor("one `publish` after the other, p50, × aio-pika", ratio(of("one by one", ours, "p50"), of("one by one", plain, "p50")), 0.85, False),
-        Floor("a backlog consumed, × FastStream", ratio(of("consume", ours), of("consume", fast)), 9, True),
-        Floor("… processor time, × FastStream", ratio(of("consume", ours, "cpu"), of("consume", fast, "cpu")), 0.125, False),
-        Floor("publish → handler at 500/s, p50, × FastStream", ratio(of("latency at 500/s", ours, "p50"), of("latency at 500/s", fast, "p50")), 0.7, False),
-        Floor("… at 60 % of FastStream's most, p50", ratio(of(at_share, ours, "p50"), of(at_share, fast, "p50")), 0.5, False),
-        Floor("… p99", ratio(of(at_share, ours, "p99"), of(at_share, fast, "p99")), 0.5, False),
-        Floor("five subscribers, × FastStream's deliveries", ratio(of("five subscribers", ours), of("five subscribers", fast)), 5, True),
+        Floor("`publish_many`, × FastStream", ratio("publish", peer, many), 4.5, True),
+        Floor("`publish_many`, share of the limit", ratio("publish", "limit", many), 0.85, True),
+        Floor("overlapping `publish`, × FastStream", ratio("publish", peer), 3.5, True),
+        Floor(
+            "one `publish` after the other, p50, × aio-pika", ratio("one by one", "aio_pika", figure="p50"), 0.85, False
+        ),
+        Floor("a backlog consumed, × FastStream", ratio("consume", peer), 9, True),
+        Floor("… processor time, × FastStream", ratio("consume", peer, figure="cpu"), 0.125, False),
+        Floor(
+            "publish → handler at 500/s, p50, × FastStream", ratio("latency at 500/s", peer, figure="p50"), 0.7, False
+        ),
+        Floor("… at 60 % of FastStream's most, p50", ratio(at_share, peer, figure="p50"), 0.5, False),
+        Floor("… p99", ratio(at_share, peer, figure="p99"), 0.5, False),
+        Floor("five subscribers, × FastStream's deliveries", ratio("five subscribers", peer), 5, True),
         Floor("1 → 50 subscribers, publisher's processor time, deviation", spread("subscribers"), 0.1, False),
         Floor("1 → 200 patterns in a service, dispatch cost, deviation", spread("patterns"), 0.1, False),
         Floor("memory before the large backlog, × before 10,000", share, 1.1, False),
-        Floor("memory of an idle service, × FastStream's", ratio(of("idle", ours, "memory"), of("idle", fast, "memory")), 1, False),
-        Floor("`publish_many` with the event log, × FastStream without", ratio(of("event log", "on"), of("publish", fast)), 2.5, True),
-    ]  # fmt: skip
+        Floor("memory of an idle service, × FastStream's", ratio("idle", peer, figure="memory"), 1, False),
+        Floor(
+            "`publish_many` with the event log, × FastStream without",
+            logged / unlogged if logged and unlogged else None,
+            2.5,
+            True,
+        ),
+    ]
 
 
 def points(results: list[Figures], row: str, contender: str, figure: str) -> list[tuple[float, float]]:

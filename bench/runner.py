@@ -69,7 +69,7 @@ class Bench:
 
     def say(self, line: str) -> None:
         """Show progress."""
-        print(f"{time.monotonic() - self._began:6.0f} s  {line}", file=sys.stderr, flush=True)
+        print(f"{time.monotonic() - self._began:6.0f} s  {line}", file=sys.stderr, flush=True)  # noqa: T201
 
     def run(self, contender: str, do: str, **job: Any) -> Figures:
         """Run a child to its end; returns what it measured."""

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Annotated, Any, Generic, Literal, TypeVar, overload
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar, overload
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
@@ -38,8 +38,7 @@ NAMESPACE = uuid5(NAMESPACE_URL, "urn:business-events")
 E = TypeVar("E", bound=Event)
 
 
-@dataclass(frozen=True, slots=True)
-class Story:
+class Story(NamedTuple):
     """The place of an event in a story.
 
     Attributes:
@@ -61,7 +60,7 @@ def encode(event: Event, *, event_id: UUID, source: str, time: datetime, story: 
     cause = f',"causationid":"{story.causation_id}"' if story.causation_id is not None else ""
     trace = f',"traceparent":{_json(story.traceparent)}' if story.traceparent is not None else ""
     head = (
-        f'{_same_for_all(type(event), source)},"id":"{text}","time":"{time.astimezone(UTC).isoformat()[:-6]}Z"{about},'
+        f'{_same_for_all(type(event), source)},"id":"{text}","time":"{_utc(time).isoformat()[:-6]}Z"{about},'
         f'"correlationid":"{correlation}"{cause}{trace},"data":'
     )
     return head.encode() + event.__pydantic_serializer__.to_json(event, by_alias=True) + b"}", correlation
@@ -75,6 +74,10 @@ def _same_for_all(event: type[Event], source: str) -> str:
         f'{{"specversion":"1.0","type":{_json(contract.name)},"source":{_json(source)},'
         f'"datacontenttype":"application/json","dataschema":{_json(contract.schema)}'
     )
+
+
+def _utc(time: datetime) -> datetime:
+    return time if time.tzinfo is UTC else time.astimezone(UTC)
 
 
 def _json(text: str) -> str:
@@ -243,7 +246,7 @@ def envelope(attributes: Attributes, key: str, body: bytes, *, structured: bool)
     """Attributes in our terms."""
     event_id = as_uuid(attributes.id, attributes.source)
     try:
-        time = (attributes.time or datetime.now(UTC)).astimezone(UTC)
+        time = _utc(attributes.time or datetime.now(UTC))
     except OverflowError:
         raise Malformed("its time is before the year 1 or after 9999, UTC") from None
     schema = SCHEMA.fullmatch(attributes.dataschema or "")

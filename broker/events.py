@@ -157,9 +157,8 @@ def subject_of(event: Event) -> str | None:
 
 def uuid7() -> UUID:
     """A time-ordered id (RFC 9562): 48 bits of Unix milliseconds, then random ones."""
-    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
-    value = value & ~(0xF000 << 64) | (0x7000 << 64)
-    return UUID(int=value & ~(0xC000 << 48) | (0x8000 << 48))
+    random = int.from_bytes(os.urandom(10)) & 0x0FFF_3FFF_FFFF_FFFF_FFFF
+    return UUID(int=(time.time_ns() // 1_000_000) << 80 | 0x7000_8000_0000_0000_0000 | random)
 
 
 def declared() -> Iterator[type[Event]]:

@@ -48,7 +48,7 @@ async def consume(job: Job) -> None:
 
     async def handle(message: DeliveredMessage) -> None:
         seen.take(Order.model_validate_json(message.body))
-        await message.channel.basic_ack(message.delivery.delivery_tag)
+        await message.channel.basic_ack(message.delivery_tag or 0)
 
     connection = await aiormq.connect(job.url)
     for queue in job.queues:
