@@ -9,7 +9,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -30,15 +30,17 @@ def main() -> int:
         with rabbitmq(docker="testcontainers", say=tell) as server, vhost(server) as url:
             tell(f"RabbitMQ {server.version}: {server.origin}")
             scale, rounds = (6.0, 3) if wishes.full else (0.5, 1)
-            bench = Bench(url, scale, wishes.rounds or rounds, wishes.contenders)
-            bench.declare("bench")
-            for number in wishes.rows:
-                bench.say(f"{number}. {ROWS[number].__doc__}")
-                ROWS[number](bench)
+            rounds = wishes.rounds or rounds
+            with closing(Bench(url, scale, rounds, wishes.contenders)) as bench:
+                bench.declare("bench")
+                for number in wishes.rows:
+                    bench.say(f"{number}. {ROWS[number].__doc__}")
+                    ROWS[number](bench)
     except (NoServer, Wrong) as why:
         tell(str(why))
         return 1
-    run = {"machine": report.machine(server.version), "results": bench.results}
+    kind = f"{'full' if wishes.full else 'quick'} run, {rounds} {'round' if rounds == 1 else 'rounds'}"
+    run = {"machine": report.machine(server.version) | {"run": kind}, "results": bench.results}
     whole = wishes.full and wishes.rows == list(ROWS) and wishes.contenders == list(ALL)
     if whole:
         report.STORE.write_text(json.dumps(run, indent=1) + "\n")

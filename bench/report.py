@@ -199,7 +199,7 @@ def page(run: dict[str, Any]) -> str:
     results, machine = run["results"], run["machine"]
     parts = [
         f"Measured {machine['date']} on {machine['cpu']} ({machine['cores']} cores, {machine['system']}), Python "
-        f"{machine['python']}, RabbitMQ {machine['rabbitmq']} on the same machine. Medians of one run.",
+        f"{machine['python']}, RabbitMQ {machine['rabbitmq']} on the same machine. Medians of one {machine['run']}.",
         "## Ratios",
         table(("", "promised", "measured"), [floor.told for floor in floors(results)]),
         "## Figures",

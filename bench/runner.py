@@ -53,6 +53,10 @@ class Bench:
         self._began = time.monotonic()
         self._messages: dict[int, dict[str, Any]] = {}
 
+    def close(self) -> None:
+        """Let go of its own connection."""
+        self._client.socket.close()
+
     # -- measuring ---------------------------------------------------------------------------------------------------
 
     def measure(self, row: str, contender: str, do: str, x: float | None = None, **job: Any) -> Figures:
@@ -113,10 +117,10 @@ class Bench:
         bare = json.dumps({name: str(value) if name == "order_id" else value for name, value in fields(0, padding).items()})  # fmt: skip  # noqa: E501
         return ours | {"body": bare, "content_type": "application/json"}
 
-    def check(self, count: int, queues: Sequence[str] = ("bench",)) -> None:
-        """Wait until each queue holds exactly so many; raises :exc:`Wrong` if it does not within 20 s."""
+    def check(self, count: int, queues: Sequence[str] = ("bench",), patience: float = 20) -> None:
+        """Wait until each queue holds exactly so many; raises :exc:`Wrong` if it does not within so many seconds."""
         for queue in queues:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + patience
             while (found := self._client.count(queue)) != count:
                 if time.monotonic() > deadline:
                     raise Wrong(f"the queue {queue!r} holds {found} messages, not {count}")

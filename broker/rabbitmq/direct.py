@@ -2,7 +2,7 @@
 
 aio-pika spends some 120 µs of processor time on each message: objects, futures, a system call for every frame. Here a
 message costs a few. Only Basic.Publish, Deliver, Return, Ack, Nack and Reject are ours, with what they carry;
-connecting, TLS, declaring, consuming, closing stay aio-pika's. Only with ``BROKER_DIRECT=on``; else see `plain`.
+connecting, TLS, declaring, consuming, closing stay aio-pika's. With ``BROKER_DIRECT=off``, see `plain`.
 
 - Publishes of one turn of the event loop share one write; confirms are settled in ranges; nobody waits for anybody.
 - Acks of one turn share one write, too; those up to the first delivery still in hand share one frame.
