@@ -252,7 +252,18 @@ def run(service: Service, settings: Settings | None = None) -> int:
         print(settings_problem(error), file=sys.stderr)  # noqa: T201  (there is no log without settings)
         return ContractError.exit_code
     logs.configure(settings)
-    return asyncio.run(_run(service, settings, logs.logger(settings, service=service.name)))
+    with asyncio.Runner(loop_factory=event_loop()) as runner:
+        return runner.run(_run(service, settings, logs.logger(settings, service=service.name)))
+
+
+def event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """What makes the event loop: uvloop if it is installed, for a tenth or two less processor time."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    made_by: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return made_by
 
 
 async def _run(service: Service, settings: Settings, log: FilteringBoundLogger) -> int:

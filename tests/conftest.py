@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import uuid
 from typing import TYPE_CHECKING
@@ -19,6 +20,27 @@ if TYPE_CHECKING:
 
     from broker.tools.container import ContainerNode
     from broker.tools.node import Node
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--uvloop`` runs the tests' own event loops on uvloop. Services choose by themselves."""
+    parser.addoption("--uvloop", action="store_true", help="run the tests' event loops on uvloop")
+
+
+class OnUvloop:
+    """A plugin of pytest-asyncio's."""
+
+    def pytest_asyncio_loop_factories(self) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+        """How event loops are made."""
+        import uvloop
+
+        return {"uvloop": uvloop.new_event_loop}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Do as the options say."""
+    if config.getoption("--uvloop"):
+        config.pluginmanager.register(OnUvloop())
 
 
 def pytest_collection_finish() -> None:

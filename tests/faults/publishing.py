@@ -16,6 +16,7 @@ from time import monotonic
 
 from broker import Broker, BrokerError, PublishFailed, Settings
 from broker.logs import configure
+from broker.service import event_loop
 from tests.faults.numbers import NumberDrawn, id_of_number
 from tests.faults.points import Point, break_channels_on_signal, install, move_clock, note_links
 from tests.faults.told import VARIABLE, Publishing, Record, read
@@ -85,7 +86,8 @@ def main() -> None:
     note_links()
     if told.point:
         install(told.point, Point(folder, told.kills, told.skip))
-    asyncio.run(Publisher(folder, told).run())
+    with asyncio.Runner(loop_factory=event_loop()) as runner:
+        runner.run(Publisher(folder, told).run())
 
 
 if __name__ == "__main__":

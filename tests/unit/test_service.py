@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -17,7 +19,7 @@ from broker import ConnectionFailed, Context, ContractError, Envelope, Event, Re
 from broker.events import declared
 from broker.memory import Memory, Server
 from broker.retry import DEFAULT
-from broker.service import run, serve
+from broker.service import event_loop, run, serve
 from tests.parcels import ParcelLost, ParcelSent, ParcelWeighed, VanBroke
 from tests.waiting import until
 
@@ -287,3 +289,11 @@ def test_wrong_settings_end_it_with_their_names(
     assert "BROKER_URL" in told
     assert "BROKER_CONCURRENCY" in told
     assert "hunter2" not in told
+
+
+def test_a_service_runs_on_uvloop_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = SimpleNamespace(new_event_loop=asyncio.new_event_loop)
+    monkeypatch.setitem(sys.modules, "uvloop", made)
+    assert event_loop() is asyncio.new_event_loop
+    monkeypatch.setitem(sys.modules, "uvloop", None)  # as if it were not
+    assert event_loop() is None
