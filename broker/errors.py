@@ -11,6 +11,7 @@
     │   ├── PublishRefused   a nack: one queue refused it, others may hold it
     │   ├── Unroutable       returned: not stored
     │   └── TooLarge         never sent: not stored
+    ├── DatabaseUnusable     a database cannot be reached, is not supported, or lacks our tables
     ├── ContractError        the code declares or publishes something contradictory
     │   └── UnknownEvent     no event of that name is declared
     ├── Malformed            a message is not a valid event
@@ -82,6 +83,15 @@ class TooLarge(PublishFailed):
     """The event exceeds ``BROKER_MAX_MESSAGE_BYTES``. It was not sent. Stored: no."""
 
     stored = "no"
+
+
+class DatabaseUnusable(BrokerError):
+    """A service's database cannot be used: not reached, not supported, refused, or without our tables or with others.
+
+    Only at start. One that goes away later is waited for, and health says so.
+    """
+
+    exit_code = 7
 
 
 class ContractError(BrokerError):

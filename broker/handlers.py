@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from time import monotonic
 from types import CoroutineType, MethodType
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 from uuid import UUID
 
 from broker.envelope import Envelope, Story, caused_id, read
@@ -29,6 +29,10 @@ from broker.events import Catalogue, Event, declared, id_of, uuid7
 from broker.publisher import Publication, check_event
 from broker.retry import Retry
 from broker.topology import check_pattern, is_pattern, matches, overlap
+from broker.transactions import NO_DATABASE
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
 
 Outcome = None | Event | Iterable[Event]
 """What a handler may return."""
@@ -102,6 +106,8 @@ class Context:
         correlation_id: the story it belongs to.
         causation_id: the event that caused it; None for the first of a story.
         resources: what the service's lifespan yielded.
+        transaction: an SQLAlchemy ``AsyncSession``. What is done through it is stored if the handler succeeds, together
+            with what it publishes, exactly once. Only in a service with a database; committing is not the handler's.
     """
 
     event_id: UUID = field(default_factory=uuid7)
@@ -113,6 +119,7 @@ class Context:
     correlation_id: UUID | None = None
     causation_id: UUID | None = None
     resources: Any = None
+    transaction: AsyncSession = field(default=NO_DATABASE, repr=False)
     _collector: Collector = field(default_factory=lambda: Collector(None, "", None), repr=False)
 
     def __post_init__(self) -> None:
@@ -166,7 +173,7 @@ class Handler:
         return [self.pattern] if self.pattern is not None else [event.__contract__.key for event in self.events]
 
     async def run(self, payload: Event | Envelope, context: Context, threads: Threads) -> None:
-        """Call the function, and collect what it publishes.
+        """Call the function, and collect what it publishes. A ``def`` function runs in a thread, alone for its event.
 
         Raises:
             Exception: whatever it raises.
@@ -177,7 +184,7 @@ class Handler:
         if self.runs_async:
             result = self.function(*arguments)
         else:
-            result = await threads.call(self.function, arguments)
+            result = await threads.call(self.function, arguments, (context.source, context.event_id))
         if isinstance(result, CoroutineType) or inspect.isawaitable(result):
             result = await result
         if result is None:
@@ -199,9 +206,16 @@ class Threads:
     def __init__(self, count: int, name: str) -> None:
         self._pool = ThreadPoolExecutor(count, thread_name_prefix=name)
         self._calls: dict[Future[object], float] = {}
+        self._left: dict[object, Future[object]] = {}
 
-    async def call(self, function: Function, arguments: tuple[Any, ...]) -> object:
-        """Call a function in a thread, with the caller's context variables. A generator runs to its end there."""
+    async def call(self, function: Function, arguments: tuple[Any, ...], about: object) -> object:
+        """Call a function in a thread, with the caller's context variables. A generator runs to its end there.
+
+        One that was left running when its time was over cannot be interrupted: the next call about the same thing waits
+        until it has ended, so that there are never two.
+        """
+        while (running := self._left.get(about)) is not None:
+            await asyncio.gather(asyncio.wrap_future(running), return_exceptions=True)
 
         def call() -> object:
             result = function(*arguments)
@@ -210,7 +224,13 @@ class Threads:
         future = self._pool.submit(copy_context().run, call)
         self._calls[future] = monotonic()
         future.add_done_callback(lambda done: self._calls.pop(done, None))
-        return await asyncio.wrap_future(future)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            if future.running():
+                self._left[about] = future
+                future.add_done_callback(lambda _: self._left.pop(about, None))
+            raise
 
     @property
     def busy(self) -> bool:

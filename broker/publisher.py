@@ -63,8 +63,7 @@ class Broker:
         settings: Settings | None = None,
         transport: Transport | None = None,
     ) -> None:
-        if not isinstance(source, str) or not source or len(source.encode()) > LONGEST or not source.isprintable():
-            raise ContractError(f"source= is who publishes, 1 to {LONGEST} printable bytes, not {source!r}.")
+        check_source(source)
         settings = settings or Settings()
         if url is not None:
             settings = Settings.model_validate({**settings.model_dump(), "url": url})
@@ -184,9 +183,12 @@ class Broker:
 
     def begin(self, publication: Publication) -> Awaitable[None]:
         """Hand an event to the transport. What is awaited ends as `broker.transport.Transport.publish` says."""
+        return self.forward(self.message(publication))
+
+    def forward(self, message: Message) -> Awaitable[None]:
+        """Hand over an event that was made to be sent earlier. Ends as `broker.transport.Transport.publish` does."""
         if self._transport is None:
             raise ContractError("This broker is not open. Write: async with Broker(source=...) as broker: ...")
-        message = self._message(publication)
         return self._transport.publish(message, mandatory=self.settings.log, timeout=self.settings.publish_timeout)
 
     def confirmed(self, publication: Publication) -> None:
@@ -200,7 +202,12 @@ class Broker:
         name = publication.event.__contract__.name
         return type(error)(f"{name!r} {publication.id}: {error}", publication.id)
 
-    def _message(self, publication: Publication) -> Message:
+    def message(self, publication: Publication) -> Message:
+        """An event as it is sent.
+
+        Raises:
+            TooLarge, ContractError: it never will be.
+        """
         event, story = publication.event, publication.story
         contract = event.__contract__
         now = datetime.now(UTC)
@@ -320,6 +327,16 @@ def check_event(event: object) -> None:
     """
     if not isinstance(event, Event) or type(event) is Event:
         raise ContractError(f"Only an Event can be published, not {type(event).__name__}: {event!r:.80}")
+
+
+def check_source(source: object) -> None:
+    """Refuse what cannot be a source.
+
+    Raises:
+        ContractError: with what it must be.
+    """
+    if not isinstance(source, str) or not source or len(source.encode()) > LONGEST or not source.isprintable():
+        raise ContractError(f"source= is who publishes, 1 to {LONGEST} printable bytes, not {source!r}.")
 
 
 async def _each(events: Iterable[Event] | AsyncIterable[Event]) -> AsyncIterable[Event]:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, NoReturn, Protocol, TypeVar, overload
 
 from pydantic import ValidationError
@@ -21,7 +22,7 @@ from structlog.typing import FilteringBoundLogger
 
 from broker import logs
 from broker.envelope import Envelope
-from broker.errors import BrokerError, ContractError
+from broker.errors import BrokerError, ContractError, DatabaseUnusable
 from broker.events import Catalogue, Event
 from broker.handlers import Context, Function, Handler, Handlers, Outcome, inspect_handler, is_async
 from broker.health import serve_health
@@ -30,6 +31,7 @@ from broker.retry import DEFAULT, Delay, Retry
 from broker.settings import Settings
 from broker.subscriber import Around, Subscriber, Subscription
 from broker.topology import check_service_name
+from broker.transactions import Database, Transactions
 from broker.transport import Transport
 
 T = TypeVar("T")
@@ -67,6 +69,8 @@ class Service:
     Args:
         name: lower case letters, digits and ``-``. It is the name of its queue, and the source of its events.
         publishes: the events it publishes. What its handlers' return types name counts as declared.
+        database: a URL (SQLite or PostgreSQL), an ``AsyncEngine``, or a function that returns either when the service
+            starts. Each delivery is then one transaction, and its effects happen exactly once: see `broker.sql`.
         lifespan: an async context manager function around the service's life, as in Starlette; what it yields is
             ``context.resources``.
         retry: the ladder of its handlers; unsaid: ``Retry("1s", "30s", "10m")``.
@@ -80,11 +84,13 @@ class Service:
         name: str,
         *,
         publishes: Iterable[type[Event]] = (),
+        database: Database | None = None,
         lifespan: Lifespan | None = None,
         retry: Retry | None = None,
     ) -> None:
         check_service_name(name)
         self.name = name
+        self.database = database
         self.lifespan = lifespan
         self.retry = retry or DEFAULT
         self.handlers = Handlers()
@@ -159,8 +165,16 @@ class Service:
     @property
     def delays(self) -> list[Delay]:
         """Every delay of its ladders, shortest first: each has a retry queue when first needed."""
-        ladders = [self.retry, *(handler.retry for handler in self.handlers if handler.retry is not None)]
-        return sorted({delay for ladder in ladders for delay in ladder.delays})
+        return sorted({delay for ladder in self._ladders for delay in ladder.delays})
+
+    @property
+    def longest(self) -> timedelta:
+        """How long an event can be on the longest of its ladders."""
+        return max(ladder.longest for ladder in self._ladders)
+
+    @property
+    def _ladders(self) -> list[Retry]:
+        return [self.retry, *(handler.retry for handler in self.handlers if handler.retry is not None)]
 
     def check(self) -> None:
         """Look for contradictions among the events it uses. Done when it starts or is inspected.
@@ -184,12 +198,13 @@ class Service:
 @asynccontextmanager
 async def serve(
     service: Service, settings: Settings, log: FilteringBoundLogger, transport: Transport | None = None
-) -> AsyncIterator[Subscriber | None]:
-    """A service at work for as long as the context lasts; yields its subscriber, if it subscribes to anything.
+) -> AsyncIterator[Standing]:
+    """A service at work for as long as the context lasts; yields how it stands.
 
     Raises:
         ContractError: from `Service.check`.
         ConnectionFailed, AccessRefused, TopologyConflict: from connecting and declaring.
+        DatabaseUnusable: from opening its database.
     """
     subscription = service.subscription()
     check_service_name(service.name, settings.exchange)
@@ -200,16 +215,18 @@ async def serve(
             health = serve_health(settings.health_host, settings.health_port, standing.problems)
             log.info("health", port=await stack.enter_async_context(health))
         broker = await stack.enter_async_context(Broker(source=service.name, settings=settings, transport=transport))
+        if service.database is not None:
+            opened = transactions(service.database, service, broker, log)
+            standing.transactions = await stack.enter_async_context(opened)
         resources = await stack.enter_async_context(_lifespan(service))
-        subscriber: Subscriber | None = None
         if subscription.handlers:
-            subscriber = Subscriber(subscription, broker, transport, resources, log)
-            stack.push_async_callback(subscriber.drain)
-            await subscriber.start()
-        standing.subscriber, standing.phase = subscriber, ""
+            standing.subscriber = Subscriber(subscription, broker, transport, resources, standing.transactions, log)
+            stack.push_async_callback(standing.subscriber.drain)
+            await standing.subscriber.start()
+        standing.phase = ""
         log.info("started", subscribes=subscription.handlers.bindings, pid=os.getpid())
         try:
-            yield subscriber
+            yield standing
         finally:
             standing.phase = "stopping"
 
@@ -220,6 +237,7 @@ class Standing:
 
     transport: Transport
     subscriber: Subscriber | None = None
+    transactions: Transactions | None = None
     phase: str = "starting"
 
     def problems(self) -> list[str]:
@@ -228,7 +246,22 @@ class Standing:
             *([self.phase] if self.phase else []),
             *self.transport.problems(),
             *(self.subscriber.problems() if self.subscriber is not None else []),
+            *(self.transactions.problems() if self.transactions is not None else []),
         ]
+
+
+def transactions(
+    database: Database, service: Service, broker: Broker, log: FilteringBoundLogger
+) -> AbstractAsyncContextManager[Transactions]:
+    """A service's database. `broker.sql`, and SQLAlchemy with it, is imported by those who have one."""
+    try:
+        from broker.sql import open_transactions
+    except ImportError as error:
+        raise DatabaseUnusable(
+            f"A service with a database needs {error.name or error}: "
+            "pip install 'business-events[sqlite]' or 'business-events[postgresql]'."
+        ) from None
+    return open_transactions(database, service.name, broker, log, longest=service.longest)
 
 
 @asynccontextmanager
@@ -282,9 +315,9 @@ async def _run(service: Service, settings: Settings, log: FilteringBoundLogger) 
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
-    subscriber: Subscriber | None = None
+    standing: Standing | None = None
     try:
-        async with serve(service, settings, log) as subscriber:
+        async with serve(service, settings, log) as standing:
             started.set()
             await stop.wait()
     except BrokerError as error:
@@ -300,7 +333,7 @@ async def _run(service: Service, settings: Settings, log: FilteringBoundLogger) 
         log.exception("failed", reason=type(error).__name__, error=str(error))
         return BrokerError.exit_code
     log.info("stopped")
-    if subscriber is not None and subscriber.stuck:
+    if standing is not None and standing.subscriber is not None and standing.subscriber.stuck:
         _exit_at_once(0)  # a `def` handler that outlived its deadline would keep the interpreter waiting
     return 0
 

@@ -20,14 +20,29 @@ WRONG_URL = (
 NEXT_URL = re.compile(r",(?=\s*amqps?://)")
 
 Seconds = Annotated[float, Field(gt=0)]
+Age = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}[YMDhms]$")]
+"""A duration as RabbitMQ writes it, ``7D``."""
+AGES = {"Y": 365 * 86400, "M": 30 * 86400, "D": 86400, "h": 3600, "m": 60, "s": 1}
 
 
-class Settings(BaseSettings):
-    """How to reach RabbitMQ and how to behave. Times are in seconds, sizes in bytes."""
+class SchemaSettings(BaseSettings):
+    """What `broker.sql` has to know when it is imported: its tables are mapped then."""
 
     model_config = SettingsConfigDict(
-        env_prefix="BROKER_", env_ignore_empty=True, frozen=True, extra="forbid", hide_input_in_errors=True
+        env_prefix="BROKER_", env_ignore_empty=True, frozen=True, extra="ignore", hide_input_in_errors=True
     )
+
+    database_schema: str | None = Field(
+        default=None,
+        pattern=r"^[a-z_][a-z0-9_]{0,62}$",
+        description="The schema of the tables of inbox and outbox, on PostgreSQL. Unset: the connection's default.",
+    )
+
+
+class Settings(SchemaSettings):
+    """How to reach RabbitMQ and how to behave. Times are in seconds, sizes in bytes."""
+
+    model_config = SettingsConfigDict(extra="forbid")
 
     url: SecretStr = Field(
         default=SecretStr("amqp://guest:guest@localhost:5672/"),
@@ -47,9 +62,8 @@ class Settings(BaseSettings):
         default=True,
         description="Keep every event in the event log, the stream `<exchange>.log`.",
     )
-    log_max_age: str = Field(
+    log_max_age: Age = Field(
         default="7D",
-        pattern=r"^[1-9][0-9]*[YMDhms]$",
         description="How long the event log keeps events (`7D`, `12h`). Used by whoever creates the log.",
     )
     log_max_bytes: int = Field(
@@ -99,6 +113,20 @@ class Settings(BaseSettings):
     direct: bool = Field(
         default=True,
         description="Write and read events' frames ourselves, several times faster; `off` leaves them to aio-pika.",
+    )
+    database: SecretStr | None = Field(
+        default=None,
+        description="The database of `broker relay` and `broker database`, where none is named: "
+        "`postgresql+asyncpg://user:password@host/name` or `sqlite+aiosqlite:///path`.",
+    )
+    relay: bool = Field(
+        default=True,
+        description="A service with a database publishes what is in its outbox. `off`: a `broker relay` does.",
+    )
+    inbox_max_age: Age | None = Field(
+        default=None,
+        description="How long a service's inbox remembers what was handled (`60D`). Unset: its retry ladder + "
+        "`BROKER_LOG_MAX_AGE` + 30 days for dead letters + 1 day.",
     )
     health_port: int | None = Field(
         default=None,
@@ -210,3 +238,8 @@ def readable(url: str) -> str:
     parts = [urlsplit(address.strip()) for address in NEXT_URL.split(url)]
     vhost = unquote(parts[0].path[1:]) or "/"
     return f"{','.join(part.netloc.rpartition('@')[2] for part in parts)}, virtual host {vhost!r}"
+
+
+def seconds_of(age: str) -> float:
+    """An `Age` in seconds."""
+    return float(int(age[:-1]) * AGES[age[-1]])

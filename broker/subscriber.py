@@ -16,14 +16,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context as ContextVars
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from logging import DEBUG
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from structlog.contextvars import bind_contextvars, unbind_contextvars
 from structlog.typing import FilteringBoundLogger
@@ -49,7 +50,11 @@ from broker.pause import KillSwitch
 from broker.publisher import Broker, Publication
 from broker.retry import Acknowledge, DeadLetter, Decision, Retry, RetryAfter, decide
 from broker.topology import dead_queue, retry_queue, retry_topology, service_topology
+from broker.transactions import ENDED, NO_DATABASE, Transactions
 from broker.transport import Consumer, Delivery, Message, Transport
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
 
 Around = Callable[[Context, Callable[[], Awaitable[None]]], Awaitable[None]]
 """A function wrapped around every handling: it gets the context, and what it must await to handle."""
@@ -82,8 +87,9 @@ class Handled:
     handler: Handler | None
     attempt: int
     error: Exception | None
-    publications: list[Publication]
+    publications: Sequence[Publication]
     took: float
+    duplicate: bool = False
 
 
 MENTIONED = ("event_name", "event_id", "correlation_id")
@@ -145,15 +151,17 @@ class Subscriber:
         broker: publishes what handlers collected.
         transport: consumes, and carries copies.
         resources: what the service's lifespan yielded.
+        transactions: its database, if it has one.
         log: carries the service's name.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917  (its parts, put together by `broker.service.serve`)
         self,
         subscription: Subscription,
         broker: Broker,
         transport: Transport,
         resources: Any,
+        transactions: Transactions | None,
         log: FilteringBoundLogger,
     ) -> None:
         self._it = subscription
@@ -161,6 +169,7 @@ class Subscriber:
         self._broker = broker
         self._transport = transport
         self._resources = resources
+        self._transactions = transactions
         self._log = log.bind()  # structlog's proxy would bind anew for each line
         self._settings = broker.settings
         self._line: deque[Delivery] = deque()
@@ -337,31 +346,53 @@ class Subscriber:
         return decode(message.body, key=key, content_type=message.content_type, headers=message.headers), None
 
     async def _run(self, envelope: Envelope, payload: Event | None, attempt: int, worker: Worker) -> Handled:
-        """Find the handler, read the payload for it, and call it."""
-        collector = Collector(envelope, self._service, self._it.publishable)
+        """Find the handler, read the payload for it, and call it; with a database, in one transaction."""
         handler: Handler | None = None
         error: Exception | None = None
+        publications: Sequence[Publication] = ()
+        duplicate = False
         started = perf_counter()
         try:
             handler, event = self._it.handlers.choose(envelope)
             self._notice_newer(envelope, event.__contract__.version if event else None)
-            context = self._context(envelope, attempt, collector)
             given = payload if payload is not None and type(payload) is event else payload_of(envelope, event)
-            worker.since = asyncio.get_running_loop().time()
-            await self._call(handler, given, context)
+            once = partial(self._once, handler, given, envelope, attempt, worker)
+            if self._transactions is None:
+                publications = await once(NO_DATABASE)
+            else:
+                duplicate = not await self._transactions.run(envelope, once)
         except Exception as raised:
             error = raised
+        if not duplicate and not isinstance(error, Reject | Malformed | Unhandled):  # these say nothing of how we are
+            self._switch.note(error)
+        return Handled(envelope, handler, attempt, error, publications, perf_counter() - started, duplicate)
+
+    async def _once(  # noqa: PLR0913, PLR0917  (what one call of a handler consists of)
+        self,
+        handler: Handler,
+        given: Event | Envelope,
+        envelope: Envelope,
+        attempt: int,
+        worker: Worker,
+        transaction: AsyncSession,
+    ) -> Sequence[Publication]:
+        """Call the handler, within its time limit; returns what it publishes."""
+        collector = Collector(envelope, self._service, self._it.publishable)
+        context = self._context(envelope, attempt, collector, transaction)
+        worker.since = asyncio.get_running_loop().time()
+        try:
+            await self._call(handler, given, context)
         except asyncio.CancelledError as cancelled:
-            error = self._cancelled(worker, cancelled)
+            raise self._cancelled(worker, cancelled) from None
         finally:
             worker.since = None
-        if worker.late:
-            worker.late = False
-            worker.task.uncancel()
-        collector.closed = True
-        if not isinstance(error, Reject | Malformed | Unhandled):  # these say nothing of how we are
-            self._switch.note(error)
-        return Handled(envelope, handler, attempt, error, collector.publications, perf_counter() - started)
+            if worker.late:
+                worker.late = False
+                worker.task.uncancel()
+            collector.closed = True
+            if transaction is not NO_DATABASE:
+                context.transaction = ENDED
+        return collector.publications
 
     def _cancelled(self, worker: Worker, cancelled: asyncio.CancelledError) -> Exception:
         """What a cancellation means: its time is over, or it cancelled itself; when we are to end, we do."""
@@ -371,7 +402,7 @@ class Subscriber:
             raise cancelled
         return RuntimeError(f"the handler cancelled itself: {cancelled}")
 
-    def _context(self, envelope: Envelope, attempt: int, collector: Collector) -> Context:
+    def _context(self, envelope: Envelope, attempt: int, collector: Collector, transaction: AsyncSession) -> Context:
         return Context(
             event_id=envelope.id,
             name=envelope.name,
@@ -382,6 +413,7 @@ class Subscriber:
             correlation_id=envelope.story.correlation_id,
             causation_id=envelope.story.causation_id,
             resources=self._resources,
+            transaction=transaction,
             _collector=collector,
         )
 
@@ -445,7 +477,7 @@ class Subscriber:
             await self._transport.until_trusted(queue)
         await delivery.ack()
 
-    async def _publish(self, publications: list[Publication]) -> None:
+    async def _publish(self, publications: Sequence[Publication]) -> None:
         if len(publications) == 1:
             await self._broker.send(publications[0])
         elif publications:
@@ -510,7 +542,7 @@ class Subscriber:
         trace = error if handled.attempt == 1 and not isinstance(error, BrokerError) else None
         match decision:
             case Acknowledge():
-                self._log.debug("handled", **what)
+                self._log.debug("duplicate" if handled.duplicate else "handled", **what)
             case RetryAfter(delay):
                 self._log.warning("retrying", **what, delay=str(delay), error=why, exc_info=trace)
             case DeadLetter():

@@ -40,9 +40,13 @@ from broker.retry import Delay
 from broker.service import Service, serve
 from broker.settings import Settings
 from broker.topology import Exchange, Queue, Topology, dead_queue, matches
+from broker.transactions import Transactions
 from broker.transport import Consumer, Delivery, Message, Receive, Transport
 
 E = TypeVar("E", bound=Event)
+
+LOOK_AGAIN = 0.01
+"""Seconds after which outboxes are looked at again: a database tells nobody."""
 
 
 class NotSettled(AssertionError):
@@ -326,6 +330,7 @@ class Harness:
         self._server = Server()
         self._stack = AsyncExitStack()
         self._transports: dict[str, Recorded] = {}
+        self._databases: dict[str, Transactions] = {}
 
     async def __aenter__(self) -> Self:
         bindings = {service.name: service.handlers.bindings for service in self._services}
@@ -335,7 +340,9 @@ class Harness:
             for service in self._services:
                 log = logger(self._settings, service=service.name)
                 transport = self._transport(service.name)
-                await stack.enter_async_context(serve(service, self._settings, log, transport))
+                standing = await stack.enter_async_context(serve(service, self._settings, log, transport))
+                if standing.transactions is not None:
+                    self._databases[service.name] = standing.transactions
             outside = Broker(source="test", settings=self._settings, transport=self._transport("test"))
             self._broker = await stack.enter_async_context(outside)
             self._stack = stack.pop_all()
@@ -386,13 +393,21 @@ class Harness:
             NotSettled: it is not so after ``timeout`` seconds; names what is stuck.
         """
         journal = self._journal
+        stuck: list[str] = []
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                while journal.stuck:
+                while stuck := journal.stuck or await self._unpublished():
                     journal.changed.clear()
-                    await journal.changed.wait()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(None if journal.stuck else LOOK_AGAIN):
+                            await journal.changed.wait()
                 return
-        raise NotSettled(f"Not settled after {timeout:g} s: {'; '.join(journal.stuck)}.\n{journal.story}")
+        raise NotSettled(f"Not settled after {timeout:g} s: {'; '.join(stuck)}.\n{journal.story}")
+
+    async def _unpublished(self) -> list[str]:
+        """What waits in outboxes, in words."""
+        found = {name: await database.unpublished() for name, database in self._databases.items()}
+        return [f"{name} has {count} events in its outbox" for name, count in found.items() if count]
 
     async def advance(self, **duration: float) -> None:
         """Move the retry ladder's clock: ``await shop.advance(minutes=1)``. Everything due meanwhile is handled.

@@ -114,6 +114,6 @@ async def declare(job: Job) -> None:
 def message(job: Job) -> None:
     """An event as `Broker` publishes it, for the limit."""
     its = open_broker(job)
-    made = its._message(its._publication(NewOrderPlaced(**fields(0, job.padding)), None, None))
+    made = its.message(its._publication(NewOrderPlaced(**fields(0, job.padding)), None, None))
     job.result = {"body": made.body.decode(), "content_type": made.content_type, "type": made.type}
     job.result |= {"app_id": made.app_id, "correlation_id": made.correlation_id}

@@ -24,7 +24,7 @@ T = TypeVar("T")
 EXIT_CODES = (
     "Exit codes: 0 done · 1 unexpected failure · 2 called wrongly (arguments, contract, payload) · "
     "3 RabbitMQ not reachable · 4 refused (login, virtual host, permission) · 5 topology conflict · "
-    "6 not confirmed · 130 interrupted."
+    "6 not confirmed · 7 database not usable · 130 interrupted."
 )
 
 app = typer.Typer(

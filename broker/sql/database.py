@@ -1,0 +1,318 @@
+"""A service's own database: opened, checked, and what its failures mean.
+
+What a failure means decides what becomes of a delivery (`Meaning`): another writer was faster, so it is handled again
+at once; the database is away or full, so it waits; anything else is the handler's.
+
+SQLite has one writer at a time, and a transaction that has read before another writer's commit can no longer write. So
+a transaction begins with its first statement and takes the write lock with its first write; all of this process's
+commits go through one lock, which is fair and never times out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
+
+from sqlalchemy import AsyncAdaptedQueuePool, Connection, Engine, event
+from sqlalchemy.engine import URL, ExceptionContext, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from broker.errors import ContractError, DatabaseUnusable
+from broker.sql import tables
+from broker.transactions import Database
+
+DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
+EXTRAS = {"sqlite+aiosqlite": "sqlite", "postgresql+asyncpg": "postgresql"}
+BUSY_TIMEOUT = 30.0
+"""Seconds to wait for another process that writes the same SQLite file."""
+SPARE = 4
+"""Connections beyond those of the handlers: the relay's, the one that listens, that of pruning, one for look-ups."""
+
+
+class Meaning(Enum):
+    """What a failure of the database says about the transaction that met it."""
+
+    OVERTAKEN = "another writer was faster: the same again, now"
+    AWAY = "the database is not there or takes nothing: the same again, later"
+    FAILED = "the statement was wrong"
+
+
+OVERTAKEN_STATES = {"40001", "40P01", "55P03"}
+"""PostgreSQL: serialization failure, deadlock, lock not available."""
+AWAY_STATES = ("08", "53", "57P", "58", "25006")
+"""PostgreSQL: connection, resources (disk full, too many connections), shutting down, I/O, read-only."""
+OVERTAKEN_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+AWAY_CODES = {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_PROTOCOL,
+}
+
+
+def meaning_of(error: BaseException) -> Meaning:
+    """What a failure of our own statements means."""
+    if isinstance(error, OSError | PoolTimeout) and not isinstance(error, DBAPIError):
+        return Meaning.AWAY  # asyncpg, connecting
+    original: Any = error.orig if isinstance(error, DBAPIError) else error
+    code = getattr(original, "sqlite_errorcode", None)
+    if code is not None:
+        first = code & 0xFF  # the rest tells more, SQLITE_BUSY_SNAPSHOT say
+        known = {Meaning.OVERTAKEN: OVERTAKEN_CODES, Meaning.AWAY: AWAY_CODES}
+        return next((meaning for meaning, codes in known.items() if first in codes), Meaning.FAILED)
+    state = getattr(original, "sqlstate", None) or getattr(getattr(original, "__cause__", None), "sqlstate", None) or ""
+    if state in OVERTAKEN_STATES:
+        return Meaning.OVERTAKEN
+    if state.startswith(AWAY_STATES) or (isinstance(error, DBAPIError) and error.connection_invalidated):
+        return Meaning.AWAY
+    return Meaning.FAILED
+
+
+class Store:
+    """An open database.
+
+    Attributes:
+        engine: as SQLAlchemy has it.
+        sqlite: it is SQLite, not PostgreSQL.
+        commits: held by whoever commits, on SQLite: one writer at a time.
+        found: the version of our tables when it was opened; None if there were none.
+    """
+
+    found: int | None = None
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.engine = engine
+        self.sqlite = engine.dialect.name == "sqlite"
+        self.commits = _commits(engine.sync_engine)
+        self._met: WeakSet[BaseException] = WeakSet()
+        event.listen(engine.sync_engine, "handle_error", self._note)
+
+    def close(self) -> None:
+        """Let go of the engine; whoever made it disposes of it."""
+        event.remove(self.engine.sync_engine, "handle_error", self._note)
+
+    def _note(self, context: ExceptionContext) -> None:
+        if context.sqlalchemy_exception is not None:
+            self._met.add(context.sqlalchemy_exception)
+
+    def __contains__(self, error: BaseException) -> bool:
+        """Whether it is an error of this database, and not of another that a handler uses."""
+        return error in self._met
+
+    def met(self, error: BaseException) -> Meaning:
+        """What an exception means that a handler let pass: it may be of another database, and so the handler's own."""
+        return meaning_of(error) if error in self else Meaning.FAILED
+
+    @property
+    def name(self) -> str:
+        """As people know it: the path of a SQLite file, else the URL without its password."""
+        return name_of(self.engine.url)
+
+    @asynccontextmanager
+    async def committing(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction of our own, short and writing."""
+        async with self.in_turn(), self.engine.connect() as connection:
+            await connection.run_sync(begin)
+            yield connection
+            await connection.commit()
+
+    @asynccontextmanager
+    async def in_turn(self) -> AsyncIterator[None]:
+        """Write while nobody else of this process does."""
+        async with self.commits if self.sqlite else contextlib.nullcontext():
+            yield
+
+
+_all_commits: WeakKeyDictionary[Engine, asyncio.Lock] = WeakKeyDictionary()
+
+
+def _commits(engine: Engine) -> asyncio.Lock:
+    return _all_commits.setdefault(engine, asyncio.Lock())
+
+
+def begin(connection: Connection) -> None:
+    """Begin a transaction on SQLite. Its driver would begin one before the first write only, and read outside of it."""
+    driver: Any = connection.connection.driver_connection
+    if connection.dialect.name == "sqlite" and not driver.in_transaction:
+        connection.exec_driver_sql("BEGIN")
+
+
+def in_memory(url: URL) -> bool:
+    """Whether a SQLite database is no file."""
+    return url.database in {None, "", ":memory:"}
+
+
+def name_of(url: URL) -> str:
+    """A database as people know it, without its password."""
+    if url.get_backend_name() == "sqlite" and not in_memory(url):
+        return str(Path(url.database or "").absolute())
+    return url.render_as_string(hide_password=True)
+
+
+@asynccontextmanager
+async def open_store(
+    database: Database, *, timeout: float, handlers: int = 1, create: bool | None = None
+) -> AsyncIterator[Store]:
+    """A database, reached and found to have our tables, for as long as the context lasts.
+
+    Args:
+        database: a URL, an engine, or a function that returns either.
+        timeout: seconds in which it must answer.
+        handlers: how many transactions there are at a time.
+        create: whether to create missing tables, and to bring older ones up to date; None: on SQLite.
+
+    Raises:
+        DatabaseUnusable: it is not supported, does not answer, refuses us, or has no tables or others.
+    """
+    engine, ours = _engine(database, handlers)
+    store = Store(engine)
+    try:
+        await _check(store, timeout, store.sqlite if create is None else create)
+        yield store
+    finally:
+        store.close()
+        if ours:
+            await engine.dispose()
+
+
+def _engine(database: Database, handlers: int) -> tuple[AsyncEngine, bool]:
+    """The engine, and whether it was made here."""
+    if not isinstance(database, str | AsyncEngine):
+        database = database()
+    if isinstance(database, AsyncEngine):
+        if f"{database.dialect.name}+{database.dialect.driver}" not in EXTRAS:
+            raise _unsupported(database.dialect.name)
+        return database, False
+    try:
+        url = make_url(database)
+    except ArgumentError:  # its message would repeat the URL
+        raise DatabaseUnusable(
+            "A database's URL is not of the form postgresql+asyncpg://user:password@host/name or "
+            "sqlite+aiosqlite:///path."
+        ) from None
+    url = url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
+    extra = EXTRAS.get(url.drivername)
+    if extra is None:
+        raise _unsupported(url.drivername)
+    try:
+        return make_engine(url, handlers), True
+    except ImportError as error:
+        raise DatabaseUnusable(
+            f"The driver of {name_of(url)} is not installed ({error.name}): pip install 'business-events[{extra}]'."
+        ) from None
+    except (SQLAlchemyError, NoSuchModuleError, ValueError, TypeError) as error:
+        raise DatabaseUnusable(f"The database {name_of(url)} cannot be used: {error}") from None
+
+
+def _unsupported(drivername: str) -> DatabaseUnusable:
+    return DatabaseUnusable(
+        f"A database by {drivername!r} is not supported. SQLite is, as sqlite+aiosqlite:///path, and PostgreSQL, as "
+        "postgresql+asyncpg://user:password@host/name."
+    )
+
+
+def make_engine(url: URL, handlers: int) -> AsyncEngine:
+    """An engine as `Store` wants it. On SQLite: a write-ahead log, and a fair wait for other processes."""
+    if url.get_backend_name() != "sqlite":
+        return create_async_engine(url, pool_size=handlers + SPARE, max_overflow=0, pool_pre_ping=True)
+    engine = create_async_engine(
+        url,
+        poolclass=AsyncAdaptedQueuePool,
+        pool_size=1 if in_memory(url) else handlers + SPARE,  # each connection to memory is a database of its own
+        max_overflow=0,
+        pool_timeout=BUSY_TIMEOUT,
+        connect_args={"timeout": BUSY_TIMEOUT},
+    )
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def connected(connection: Any, _: object) -> None:
+        connection.isolation_level = None  # the driver must not begin transactions of its own
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.close()
+
+    return engine
+
+
+async def _check(store: Store, timeout: float, create: bool) -> None:
+    """Reach it, and look at its tables."""
+    retrying = AsyncRetrying(
+        retry=retry_if_exception_type(_NotYet),
+        stop=stop_after_delay(timeout),
+        wait=wait_random_exponential(multiplier=0.1, max=2),
+        reraise=True,
+    )
+    try:
+        if store.sqlite:
+            await asyncio.to_thread(_make_folder, store.engine.url)
+        async with asyncio.timeout(timeout + 1):
+            await retrying(_check_once, store, create)
+    except TimeoutError:
+        raise DatabaseUnusable(f"The database {store.name} did not answer within {timeout:g} s.") from None
+    except _NotYet as error:
+        raise DatabaseUnusable(f"The database {store.name} cannot be used: {error}") from None
+    except DatabaseUnusable as error:
+        raise DatabaseUnusable(f"The database {store.name} cannot be used: {error}.") from None
+
+
+class _NotYet(Exception):
+    """It may answer in a moment."""
+
+
+async def _check_once(store: Store, create: bool) -> None:
+    try:
+        if create:
+            async with store.committing() as connection:
+                store.found = await connection.run_sync(tables.make)
+            return
+        async with store.engine.connect() as connection:
+            store.found = await connection.run_sync(tables.found_version)
+        tables.check_version(store.found)
+    except DatabaseUnusable:
+        raise
+    except Exception as error:
+        why = in_words(error)
+        if meaning_of(error) is Meaning.FAILED or (store.sqlite and meaning_of(error) is Meaning.AWAY):
+            raise DatabaseUnusable(why) from None
+        raise _NotYet(why) from None
+
+
+def in_words(error: BaseException) -> str:
+    """A failure of the database, without the statement and its parameters: they may be secret, or huge."""
+    original = error.orig if isinstance(error, DBAPIError) else error
+    return f"{str(original).strip() or type(original).__name__}"[:500]
+
+
+def _make_folder(url: URL) -> None:
+    if tables.SCHEMA:
+        raise DatabaseUnusable("BROKER_DATABASE_SCHEMA is for PostgreSQL; SQLite has no schemas")
+    if not in_memory(url) and not (url.database or "").startswith("file:"):
+        try:
+            Path(name_of(url)).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DatabaseUnusable(str(error)) from None
+
+
+def check_inbox_age(seconds: float, least: float, why: str) -> None:
+    """Refuse an inbox that forgets sooner than an event can come back.
+
+    Raises:
+        ContractError: with the least there must be.
+    """
+    if seconds < least:
+        raise ContractError(
+            f"BROKER_INBOX_MAX_AGE is {seconds / 86400:g} days, but an event can come back after "
+            f"{least / 86400:.1f}: {why}."
+        )

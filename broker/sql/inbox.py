@@ -1,0 +1,308 @@
+"""One delivery, one transaction: inbox, the handler's effects, outbox.
+
+The way of one delivery through `SqlTransactions.run`::
+
+    is it in the inbox?  ── yes ──▶ a duplicate: nothing is done
+          │ no
+    the handler runs, with a session on this connection as ``context.transaction``
+          │ it raised: all is rolled back, the retry ladder goes on
+    flush · inbox entry · outbox rows · COMMIT
+          │ another writer was faster, or the database is away: rolled back, and the same again as a whole
+    the delivery is acknowledged; the relay is woken
+
+The inbox is read first and written last. On SQLite nothing is locked meanwhile, so other handlers run; one that has
+read and was overtaken by another's commit runs again, and after a few times alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, NoReturn
+from uuid import UUID
+from weakref import WeakValueDictionary
+
+from sqlalchemy import Connection, delete, event, insert, select, tuple_
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.orm import Session, SessionTransaction
+from structlog.typing import FilteringBoundLogger
+
+from broker.envelope import Envelope
+from broker.errors import ContractError
+from broker.publisher import Broker, Publication
+from broker.sql.database import Meaning, Store, begin, in_words, meaning_of
+from broker.sql.relay import Relay
+from broker.sql.tables import CAUSE, inbox, known_as, outbox, row
+
+Handle = Callable[[AsyncSession], Awaitable[Sequence[Publication]]]
+
+PATIENCE = 3
+"""How often a transaction on SQLite may be overtaken before it runs alone."""
+MOST = 20
+"""How often a transaction may be overtaken before that counts as the handler's failure."""
+PRUNE_EVERY = 3600.0
+"""Seconds."""
+PRUNE_AT_ONCE = 500
+NOT_YOURS = (
+    "A handler does not end its transaction: it is committed when the handler has succeeded, with the inbox and "
+    "what it publishes. To undo everything, raise; to undo a part, use context.transaction.begin_nested()."
+)
+
+
+class HandlersSession(Session):
+    """A session that is ended by us alone."""
+
+    def commit(self) -> NoReturn:
+        """Refused."""
+        raise ContractError(NOT_YOURS)
+
+    rollback = close = reset = prepare = commit
+
+    def begin(self, nested: bool = False) -> SessionTransaction:
+        """A savepoint; the transaction itself has begun."""
+        if not nested:
+            raise ContractError(NOT_YOURS)
+        return super().begin(nested=True)
+
+
+@event.listens_for(HandlersSession, "after_begin")
+def _begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+    """On SQLite a transaction begins, and sees a state of the database, when the handler first uses it."""
+    begin(connection)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An inbox entry, to be found or made."""
+
+    service: str
+    source: str
+    event_id: UUID
+    digest: bytes
+
+
+class Again(Exception):
+    """The same again, as a whole."""
+
+    def __init__(self, meaning: Meaning, error: BaseException) -> None:
+        super().__init__(str(error))
+        self.meaning = meaning
+        self.error = error
+
+
+class SqlTransactions:
+    """`broker.transactions.Transactions` on a database.
+
+    Args:
+        store: the database.
+        broker: of the service; makes messages.
+        relay: publishes what is in the outbox, if this process does.
+        log: carries the service's name.
+    """
+
+    def __init__(self, store: Store, broker: Broker, relay: Relay, log: FilteringBoundLogger) -> None:
+        self._store = store
+        self._broker = broker
+        self._relay = relay
+        self._log = log
+        self._busy: WeakValueDictionary[tuple[str, UUID], asyncio.Lock] = WeakValueDictionary()
+        self._away: str | None = None
+        self._insert_entry = _insert_if_new(store)
+
+    async def run(self, envelope: Envelope, handle: Handle) -> bool:
+        """As `broker.transactions.Transactions.run`."""
+        entry = Entry(self._broker.source, known_as(envelope.source), envelope.id, envelope.digest)
+        lock = self._busy.setdefault((entry.source, entry.event_id), asyncio.Lock())
+        async with lock:  # a duplicate that comes meanwhile waits, and finds it handled
+            overtaken, tries = 0, 0
+            while True:
+                try:
+                    handled = await self._once(entry, envelope, handle, alone=overtaken >= PATIENCE)
+                except Again as again:
+                    if again.meaning is Meaning.OVERTAKEN:
+                        overtaken, tries = overtaken + 1, 0
+                        if overtaken > MOST:
+                            raise again.error from None
+                        await asyncio.sleep(_pause(overtaken, 0.002, 0.2))
+                    else:
+                        tries += 1
+                        self._note_away(again.error)
+                        await asyncio.sleep(_pause(tries, 0.1, 2))
+                    continue
+                self._note_away(None)
+                return handled
+
+    async def _once(self, entry: Entry, envelope: Envelope, handle: Handle, *, alone: bool) -> bool:
+        """One try.
+
+        Raises:
+            Again: it was rolled back for the database's sake.
+            Exception: what the handler raised, or what is wrong with what it did.
+        """
+        handling = False
+        try:
+            async with self._store.engine.connect() as connection:
+                if await self._is_known(connection, entry):
+                    return False
+                async with AsyncExitStack() as stack:
+                    if self._store.sqlite:
+                        await connection.rollback()  # what was read is no part of the transaction
+                        await connection.begin()
+                        if alone:
+                            await stack.enter_async_context(self._store.in_turn())
+                            await connection.exec_driver_sql("BEGIN IMMEDIATE")
+                    session = _session(connection, envelope)
+                    try:
+                        handling = True
+                        publications = await handle(session)
+                        rows = [self._row(publication) for publication in publications]
+                        if not alone:
+                            await stack.enter_async_context(self._store.in_turn())
+                        await session.flush()
+                        handling = False
+                        return await self._finish(connection, session, entry, rows)
+                    finally:
+                        await session.run_sync(Session.close)
+        except Exception as error:
+            meaning = self._meaning(error, handling)
+            if meaning is not Meaning.FAILED:
+                raise Again(meaning, error) from None
+            if handling and error in self._store and await self._is_known_by_now(entry):
+                return False  # another process handled a duplicate meanwhile, and the handler met what it had stored
+            raise
+
+    async def _finish(
+        self, connection: AsyncConnection, session: AsyncSession, entry: Entry, rows: list[dict[str, Any]]
+    ) -> bool:
+        """Write the inbox entry and the outbox, and commit; False if another process has handled it meanwhile."""
+        await connection.run_sync(begin)
+        new = await connection.execute(
+            self._insert_entry,
+            {
+                "service": entry.service,
+                "source": entry.source,
+                "event_id": entry.event_id,
+                "digest": entry.digest,
+                "handled_at": datetime.now(UTC),
+            },
+        )
+        if new.rowcount == 0:
+            return False
+        if rows:
+            await connection.execute(insert(outbox), rows)
+        await session.run_sync(Session.commit)  # ends the session's part alone
+        await connection.commit()
+        self._relay.wake()
+        return True
+
+    async def _is_known(self, connection: AsyncConnection, entry: Entry) -> bool:
+        found = await connection.execute(
+            select(inbox.c.digest).where(
+                inbox.c.service == entry.service,
+                inbox.c.source == entry.source,
+                inbox.c.event_id == entry.event_id,
+            )
+        )
+        digest = found.scalar()
+        if digest is not None and digest != entry.digest:
+            self._log.warning(
+                "duplicate differs",
+                event_id=str(entry.event_id),
+                source=entry.source,
+                error="an event was handled under this id, with other data; the first one stands",
+            )
+        return digest is not None
+
+    async def _is_known_by_now(self, entry: Entry) -> bool:
+        async with self._store.engine.connect() as connection:
+            return await self._is_known(connection, entry)
+
+    def _meaning(self, error: Exception, handling: bool) -> Meaning:
+        if not handling:
+            return meaning_of(error)
+        found = (self._store.met(cause) for cause in _causes(error))
+        return next((meaning for meaning in found if meaning is not Meaning.FAILED), Meaning.FAILED)
+
+    def _row(self, publication: Publication) -> dict[str, Any]:
+        message = self._broker.message(publication)
+        return row(publication, self._broker.source, message.body, message.timestamp or datetime.now(UTC))
+
+    def _note_away(self, error: BaseException | None) -> None:
+        why = None if error is None else in_words(error)
+        if why is None and self._away is not None:
+            self._log.info("database back", database=self._store.name)
+        elif why is not None and self._away is None:
+            self._log.warning("database away", database=self._store.name, error=why)
+        self._away = why
+
+    async def unpublished(self) -> int:
+        return await self._relay.count()
+
+    def problems(self) -> list[str]:
+        away = [f"the database {self._store.name} cannot be used: {self._away}"] if self._away else []
+        return [*away, *(problem for problem in self._relay.problems() if not away)]
+
+
+def _session(connection: AsyncConnection, envelope: Envelope) -> AsyncSession:
+    return AsyncSession(
+        bind=connection,
+        sync_session_class=HandlersSession,
+        expire_on_commit=False,
+        close_resets_only=False,
+        join_transaction_mode="rollback_only",
+        info={CAUSE: envelope},
+    )
+
+
+def _insert_if_new(store: Store) -> Any:
+    dialect: Any = sqlite if store.sqlite else postgresql
+    return dialect.insert(inbox).on_conflict_do_nothing()
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception, and those that led to it."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__ or found.__context__
+
+
+def _pause(tries: int, first: float, most: float) -> float:
+    """Seconds to wait before the next try: random, growing, capped."""
+    return random.uniform(0, min(first * 2**tries, most))  # noqa: S311  (no secret)
+
+
+# -- forgetting ----------------------------------------------------------------------------------------------------
+
+
+async def keep_pruning(store: Store, service: str, max_age: float, log: FilteringBoundLogger) -> None:
+    """Remove a service's inbox entries once they are older than ``max_age`` seconds, now and every hour."""
+    while True:
+        try:
+            removed = await prune(store, service, datetime.now(UTC) - timedelta(seconds=max_age))
+            if removed:
+                log.info("pruned", entries=removed)
+        except Exception as error:
+            log.warning("not pruned", error=in_words(error))
+        await asyncio.sleep(PRUNE_EVERY)
+
+
+async def prune(store: Store, service: str, before: datetime) -> int:
+    """Remove a service's entries from before a time, a few in each transaction, so that handlers get their turns."""
+    key = (inbox.c.service, inbox.c.source, inbox.c.event_id)
+    some = select(*key).where(inbox.c.service == service, inbox.c.handled_at < before)
+    some = some.order_by(inbox.c.handled_at).limit(PRUNE_AT_ONCE)
+    statement = delete(inbox).where(tuple_(*key).in_(some))
+    removed = 0
+    while True:
+        async with store.committing() as connection:
+            found = (await connection.execute(statement)).rowcount
+        removed += found
+        if found < PRUNE_AT_ONCE:
+            return removed
+        await asyncio.sleep(0.005)

@@ -1,0 +1,197 @@
+"""The outbox as relays take from it: some rows at a time, in the order they were added, held by one relay alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
+    Engine,
+    Row,
+    Select,
+    bindparam,
+    delete,
+    exists,
+    func,
+    or_,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from broker.sql.database import Store, in_memory, name_of
+from broker.sql.tables import CHANNEL, LANES, lanes, outbox, waiting
+
+AT_ONCE = 1000
+"""Rows taken at a time, at most."""
+BYTES_AT_ONCE = 8_000_000
+"""Bytes of them, at most, but for a single one that is larger."""
+LANES_AT_ONCE = LANES // 4
+"""Lanes that a relay takes at a time, so that others find some."""
+
+Refused = Sequence[tuple[Row[Any], str]]
+"""Rows that can never be published, with the reason."""
+
+
+@dataclass
+class Taken:
+    """Rows that nobody else has.
+
+    Attributes:
+        rows: in the order they were added.
+        connection: the transaction that holds them; None where none does.
+    """
+
+    store: Store
+    rows: Sequence[Row[Any]]
+    connection: AsyncConnection | None = None
+
+    async def conclude(self, done: Sequence[Row[Any]], refused: Refused) -> None:
+        """Remove what was published, and set aside what never will be."""
+        if not done and not refused:
+            return
+        async with AsyncExitStack() as stack:
+            if (connection := self.connection) is None:
+                connection = await stack.enter_async_context(self.store.committing())
+            if done:
+                await _remove(connection, [row.id for row in done])
+            for row, reason in refused:
+                aside = update(outbox).where(outbox.c.id == row.id)
+                await connection.execute(aside.values(set_aside_at=datetime.now(UTC), reason=reason))
+
+
+async def _remove(connection: AsyncConnection, ids: list[int]) -> None:
+    """Delete rows, by one statement that is the same for any number of them."""
+    if connection.dialect.name == "sqlite":
+        numbers = func.json_each(bindparam("ids")).table_valued("value")
+        await connection.execute(
+            delete(outbox).where(outbox.c.id.in_(select(numbers.c.value))), {"ids": json.dumps(ids)}
+        )
+    else:
+        chosen = outbox.c.id == func.any(bindparam("ids", type_=ARRAY(BigInteger)))
+        await connection.execute(delete(outbox).where(chosen), {"ids": ids})
+
+
+def _next(which: ColumnElement[bool]) -> Select[Any]:
+    """The first rows that wait, up to a number of them and of their bytes."""
+    first = select(outbox.c.id, outbox.c.size).where(waiting, which).order_by(outbox.c.id).limit(AT_ONCE).subquery()
+    place = func.row_number().over(order_by=first.c.id).label("place")
+    summed = select(first.c.id, place, func.sum(first.c.size).over(order_by=first.c.id).label("bytes")).subquery()
+    fitting = select(summed.c.id).where(or_(summed.c.bytes <= BYTES_AT_ONCE, summed.c.place == 1))
+    its = outbox.c
+    columns = (its.id, its.subject_hash, its.event_id, its.source, its.name, its.key, its.correlation_id)
+    return select(*columns, its.body, its.size, its.added_at).where(its.id.in_(fitting)).order_by(its.id)
+
+
+ANY = _next(true())
+OF_LANES = _next(outbox.c.lane == func.any(bindparam("lanes", type_=ARRAY(BigInteger))))
+FREE_LANES = (
+    select(lanes.c.lane)
+    .where(exists().where(outbox.c.lane == lanes.c.lane, waiting))
+    .order_by(func.random())
+    .limit(LANES_AT_ONCE)
+    .with_for_update(skip_locked=True)
+)
+
+
+async def count_waiting(connection: AsyncConnection) -> int:
+    """How many events wait to be published."""
+    found: int = (await connection.execute(select(func.count()).select_from(outbox).where(waiting))).scalar_one()
+    return found
+
+
+class PostgresOutbox:
+    """Shared by any number of relays, by lanes."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    @asynccontextmanager
+    async def take(self) -> AsyncIterator[Taken]:
+        """Rows of some lanes that no other relay has in hand. The transaction that holds them ends with the context."""
+        async with self._store.engine.connect() as connection:
+            found = [lane for (lane,) in await connection.execute(FREE_LANES)]
+            rows = (await connection.execute(OF_LANES, {"lanes": found})).all() if found else []
+            yield Taken(self._store, rows, connection)
+            await connection.commit()
+
+    async def listen(self, wake: Callable[[], None]) -> None:
+        """Call back whenever somebody has added something, and after each reconnect."""
+        while True:
+            with suppress(Exception):  # what is wrong with the database, `take` meets too
+                await self._listen(wake)
+            await asyncio.sleep(1)
+
+    async def _listen(self, wake: Callable[[], None]) -> None:
+        lost = asyncio.Event()
+        async with self._store.engine.connect() as connection:
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            driver.add_termination_listener(lambda _: lost.set())
+            await driver.add_listener(CHANNEL, lambda *_: wake())
+            try:
+                wake()
+                await lost.wait()
+            finally:
+                await connection.invalidate()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+_turns: WeakKeyDictionary[Engine, asyncio.Lock] = WeakKeyDictionary()
+
+
+class SqliteOutbox:
+    """For one relay at a time: that of the process which holds a lock on the file ``<database>-relay``.
+
+    The lock is SQLite's own, so the system releases it when the process ends, however it ends.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._turn = _turns.setdefault(store.engine.sync_engine, asyncio.Lock())
+        self._lock: sqlite3.Connection | None = None
+
+    @asynccontextmanager
+    async def take(self) -> AsyncIterator[Taken]:
+        """The first rows, if no other relay is at work."""
+        async with self._turn:  # several services of one process may share an engine
+            rows: Sequence[Row[Any]] = []
+            if self._lock is not None or await asyncio.to_thread(self._acquire):
+                async with self._store.engine.connect() as connection:
+                    rows = (await connection.execute(ANY)).all()
+            yield Taken(self._store, rows)
+
+    def _acquire(self) -> bool:
+        if in_memory(self._store.engine.url):
+            return True
+        lock = sqlite3.connect(
+            f"{name_of(self._store.engine.url)}-relay", timeout=0, isolation_level=None, check_same_thread=False
+        )
+        try:
+            lock.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:
+            lock.close()
+            return False
+        self._lock = lock
+        return True
+
+    async def listen(self, wake: Callable[[], None]) -> None:
+        """SQLite tells nobody."""
+
+    def close(self) -> None:
+        """Let another relay work."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None

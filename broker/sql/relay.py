@@ -1,0 +1,228 @@
+"""The relay: publishes what is in the outbox, and removes it once RabbitMQ has confirmed it.
+
+Order is kept for each subject: its events are published one after the other, in the order in which they were added;
+those of different subjects together. An event whose transaction began after another's commit follows it. PostgreSQL
+shows no finer order, since its numbers are drawn before they are committed.
+
+Only one relay has an event in hand. On PostgreSQL relays take shares of the outbox, *lanes*, by ``FOR UPDATE SKIP
+LOCKED``; all events about a subject are in one lane. On SQLite one relay has all of it, and holds a lock on a file
+beside the database for as long as it lives.
+
+What can never be published (too large, no permission) is set aside with its reason, and blocks nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
+from logging import DEBUG
+from typing import Any
+
+from sqlalchemy import Row
+from structlog.typing import FilteringBoundLogger
+
+from broker.envelope import CONTENT_TYPE
+from broker.errors import AccessRefused, BrokerError, ContractError, TooLarge
+from broker.publisher import Broker
+from broker.sql.database import Meaning, Store, in_words, meaning_of
+from broker.sql.outbox import PostgresOutbox, SqliteOutbox, count_waiting
+from broker.transport import Message
+
+POLL = {"sqlite": 0.1, "postgresql": 1.0}
+"""Seconds after which it looks by itself. It is woken in-process, and by PostgreSQL."""
+LONGEST_PAUSE = 2.0
+"""Seconds between tries, at most, while RabbitMQ confirms nothing or the database is away."""
+FAREWELL = 5.0
+"""Seconds for which a stopping relay goes on publishing."""
+NEVER = (TooLarge, AccessRefused, ContractError)
+"""Refusals of one event, which would be refused again."""
+
+
+class Relay:
+    """Publishes what is in a database's outbox, until it is cancelled.
+
+    Args:
+        store: the database.
+        broker: publishes.
+        log: carries the name of who runs it.
+    """
+
+    def __init__(self, store: Store, broker: Broker, log: FilteringBoundLogger) -> None:
+        self._store = store
+        self._broker = broker
+        self._log = log.bind()
+        self._woken = asyncio.Event()
+        self._problem: str | None = None
+        self._outbox = SqliteOutbox(store) if store.sqlite else PostgresOutbox(store)
+
+    def wake(self) -> None:
+        """There is something to publish."""
+        self._woken.set()
+
+    async def count(self) -> int:
+        """How many events wait to be published."""
+        async with self._store.engine.connect() as connection:
+            return await count_waiting(connection)
+
+    def problems(self) -> list[str]:
+        """What is wrong right now, in words."""
+        return [self._problem] if self._problem else []
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """At work for as long as the context lasts; at its end what is left is published, if RabbitMQ takes it soon."""
+        tasks = [asyncio.create_task(self._run()), asyncio.create_task(self._outbox.listen(self.wake))]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            with suppress(Exception):
+                async with asyncio.timeout(FAREWELL):
+                    while await self._round():
+                        pass
+            self._outbox.close()
+
+    async def _run(self) -> None:
+        poll, pause = POLL["sqlite" if self._store.sqlite else "postgresql"], 0.0
+        while True:
+            self._woken.clear()
+            problem, moved = None, False
+            try:
+                moved = await self._round()
+            except BrokerError as error:
+                problem = f"the outbox cannot be published: {error}"
+            except Exception as error:
+                problem = f"the outbox in {self._store.name} cannot be read: {in_words(error)}"
+                if meaning_of(error) is Meaning.FAILED:
+                    self._log.exception("unexpected", error=str(error))
+            self._note(problem)
+            if problem is not None:
+                pause = min(2 * pause + 0.1, LONGEST_PAUSE)
+                await asyncio.sleep(pause)
+                continue
+            pause = 0.0
+            if not moved:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(poll):
+                        await self._woken.wait()
+
+    def _note(self, problem: str | None) -> None:
+        if problem is not None and self._problem is None:
+            self._log.warning("relay waits", error=problem)
+        elif problem is None and self._problem is not None:
+            self._log.info("relay goes on")
+        self._problem = problem
+
+    async def _round(self) -> bool:
+        """Publish some; whether there was anything.
+
+        Raises:
+            BrokerError: why one was not confirmed. Those that were are removed all the same.
+        """
+        async with self._outbox.take() as taken:
+            if not taken.rows:
+                return False
+            sending = Sending(self._broker, taken.rows)
+            await sending.ended()
+            await taken.conclude(sending.done, sending.refused)
+        self._tell(sending)
+        if sending.error is not None:
+            raise sending.error
+        return True
+
+    def _tell(self, sending: Sending) -> None:
+        for row, reason in sending.refused:
+            self._log.error("set aside", **_described(row), error=reason)
+        if self._log.is_enabled_for(DEBUG):
+            for row in sending.done:
+                self._log.debug("published", key=row.key, **_described(row))
+
+
+def _described(row: Row[Any]) -> dict[str, str]:
+    return {
+        "event_name": row.name,
+        "event_id": str(row.event_id),
+        "correlation_id": str(row.correlation_id),
+        "source": row.source,
+    }
+
+
+class Sending:
+    """Rows being published: those of one subject one after the other, subjects together.
+
+    Attributes:
+        done: those that RabbitMQ has confirmed.
+        refused: those that never will be, with the reason.
+        error: why another was not confirmed, if any. It, and those of its subject after it, are left as they are.
+    """
+
+    def __init__(self, broker: Broker, rows: Iterable[Row[Any]]) -> None:
+        self._broker = broker
+        self._most = broker.settings.max_message_bytes
+        self._under_way: set[asyncio.Future[None]] = set()
+        self._all = asyncio.get_running_loop().create_future()
+        self.done: list[Row[Any]] = []
+        self.refused: list[tuple[Row[Any], str]] = []
+        self.error: BrokerError | None = None
+        subjects: dict[int, deque[Row[Any]]] = {}
+        for row in rows:
+            subjects.setdefault(row.subject_hash, deque()).append(row)
+        for subject in subjects.values():
+            self._next(subject)
+
+    async def ended(self) -> None:
+        """Return when all have an answer."""
+        if self._under_way:
+            try:
+                await self._all
+            except asyncio.CancelledError:
+                for future in self._under_way:
+                    future.cancel()
+                raise
+
+    def _next(self, subject: deque[Row[Any]]) -> None:
+        """Publish the next event of a subject, if it has one left."""
+        while subject:
+            row = subject.popleft()
+            try:
+                if row.size > self._most:
+                    raise TooLarge(f"{row.size} bytes are more than BROKER_MAX_MESSAGE_BYTES={self._most}")
+                future = asyncio.ensure_future(self._broker.forward(message_of(row, self._broker.settings.exchange)))
+            except NEVER as error:
+                self.refused.append((row, f"{type(error).__name__}: {error}"))
+                continue
+            self._under_way.add(future)
+            future.add_done_callback(lambda ended, row=row: self._ended(ended, row, subject))  # type: ignore[misc]
+            return
+
+    def _ended(self, future: asyncio.Future[None], row: Row[Any], subject: deque[Row[Any]]) -> None:
+        self._under_way.discard(future)
+        error = asyncio.CancelledError() if future.cancelled() else future.exception()
+        if error is None:
+            self.done.append(row)
+        elif isinstance(error, NEVER):
+            self.refused.append((row, f"{type(error).__name__}: {error}"))
+        else:
+            self.error = self.error or (error if isinstance(error, BrokerError) else BrokerError(str(error)))
+            subject.clear()  # those after it wait, too
+        self._next(subject)
+        if not self._under_way and not self._all.done():
+            self._all.set_result(None)
+
+
+def message_of(row: Row[Any], exchange: str) -> Message:
+    """A row as it is sent: as `Broker.message` made it."""
+    return Message(
+        exchange=exchange,
+        key=row.key,
+        body=row.body,
+        content_type=CONTENT_TYPE,
+        type=row.name,
+        correlation_id=str(row.correlation_id),
+        app_id=row.source,
+        timestamp=row.added_at,
+    )
