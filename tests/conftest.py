@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from broker.tools.container import ContainerNode
     from broker.tools.node import Node
 
+pytest_plugins = ["tests.postgres"]
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--uvloop`` runs the tests' own event loops on uvloop. Services choose by themselves."""
