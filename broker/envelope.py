@@ -120,9 +120,11 @@ class Whole(Attributes, Generic[E]):
     data: E
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Envelope:
     """An event as it came, before anybody says which class it is. What a handler of a pattern receives.
+
+    Nobody changes one. (A frozen dataclass would say so itself, and costs each delivery as much as its validation.)
 
     Attributes:
         name: the business event name.

@@ -20,6 +20,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from random import Random
 from typing import Any, ClassVar, Self, Unpack
 from uuid import UUID
 
@@ -157,8 +158,13 @@ def subject_of(event: Event) -> str | None:
 
 def uuid7() -> UUID:
     """A time-ordered id (RFC 9562): 48 bits of Unix milliseconds, then random ones."""
-    random = int.from_bytes(os.urandom(10)) & 0x0FFF_3FFF_FFFF_FFFF_FFFF
+    random = _random.getrandbits(80) & 0x0FFF_3FFF_FFFF_FFFF_FFFF
     return UUID(int=(time.time_ns() // 1_000_000) << 80 | 0x7000_8000_0000_0000_0000 | random)
+
+
+_random = Random()  # noqa: S311  (ids must differ, not be secret); no system call for each, and nobody else's seed
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_random.seed)
 
 
 def declared() -> Iterator[type[Event]]:

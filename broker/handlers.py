@@ -367,7 +367,8 @@ class Handlers:
         self._all: list[Handler] = []
         self._of_event: dict[type[Event], Handler] = {}
         self._catalogue: Catalogue | None = None
-        self._for_pattern = lru_cache(maxsize=10_000)(self._find)  # with many patterns, too, an event costs one look
+        self._choose = lru_cache(maxsize=10_000)(self._find)  # with many patterns, too, an event costs one look
+        self._guess = lru_cache(maxsize=10_000)(self._find_guess)
 
     def __iter__(self) -> Iterator[Handler]:
         return iter(self._all)
@@ -385,7 +386,8 @@ class Handlers:
             self._check_choice(handler, other)
         self._all.append(handler)
         self._of_event |= dict.fromkeys(handler.events, handler)
-        self._for_pattern.cache_clear()
+        self._choose.cache_clear()
+        self._guess.cache_clear()
         self._catalogue = None
 
     def _check_choice(self, new: Handler, known: Handler) -> None:
@@ -430,6 +432,9 @@ class Handlers:
 
     def guess(self, key: str) -> type[Event] | None:
         """The class with which an event of this key is most likely read; `choose` decides."""
+        return self._guess(key)
+
+    def _find_guess(self, key: str) -> type[Event] | None:
         catalogue = self._catalogue = self._catalogue or Catalogue(self.events)
         name = catalogue.of_key(key)
         return catalogue.reader(name, None) if name is not None else None
@@ -441,21 +446,20 @@ class Handlers:
             Malformed: its key is that of another event that we handle.
             Unhandled: nobody takes it.
         """
+        return self._choose(envelope.name, envelope.version, envelope.key)
+
+    def _find(self, name: str, version: int | None, key: str) -> tuple[Handler, type[Event] | None]:
         catalogue = self._catalogue = self._catalogue or Catalogue(self.events)
-        expected = catalogue.of_key(envelope.key)
-        if expected is not None and expected != envelope.name:
-            raise Malformed(f"its key {envelope.key!r} is that of {expected!r}, but it says it is {envelope.name!r}")
-        event = catalogue.reader(envelope.name, envelope.version)
+        expected = catalogue.of_key(key)
+        if expected is not None and expected != name:
+            raise Malformed(f"its key {key!r} is that of {expected!r}, but it says it is {name!r}")
+        event = catalogue.reader(name, version)
         if event is not None:
             return self._of_event[event], event
-        found = self._for_pattern(envelope.key)
-        if found is None:
-            raise Unhandled(f"no handler of this process takes {envelope.name!r} ({envelope.key})")
-        return found, None
-
-    def _find(self, key: str) -> Handler | None:
-        """The handler whose pattern takes a key."""
-        return next((it for it in self._all if it.pattern is not None and matches(it.pattern, key)), None)
+        for handler in self._all:
+            if handler.pattern is not None and matches(handler.pattern, key):
+                return handler, None
+        raise Unhandled(f"no handler of this process takes {name!r} ({key})")
 
 
 def payload_of(envelope: Envelope, event: type[Event] | None) -> Event | Envelope:

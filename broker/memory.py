@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from broker.errors import ConnectionFailed, TooLarge, TopologyConflict, Unroutable
 from broker.settings import Settings
 from broker.topology import Exchange, Queue, Topology, matches, shared_topology
-from broker.transport import Consumer, Death, Message, Receive, Taking
+from broker.transport import Consumer, Death, Message, Receive, Taking, Waiter, tell
 
 
 @dataclass(slots=True)
@@ -239,6 +239,9 @@ class Memory:
         if not self._server.publish(message) and mandatory:
             raise Unroutable(f"RabbitMQ returned it: NO_ROUTE, exchange {message.exchange!r}")
         await asyncio.sleep(0)  # others may run, as they may while RabbitMQ confirms
+
+    def post(self, message: Message, waiter: Waiter, *, mandatory: bool, timeout: float) -> None:
+        tell(waiter, self.publish(message, mandatory=mandatory, timeout=timeout))
 
     async def until_trusted(self, queue: str) -> None:
         """Always."""

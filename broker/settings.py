@@ -25,24 +25,29 @@ Age = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}[YMDhms]$")]
 AGES = {"Y": 365 * 86400, "M": 30 * 86400, "D": 86400, "h": 3600, "m": 60, "s": 1}
 
 
-class SchemaSettings(BaseSettings):
-    """What `broker.sql` has to know when it is imported: its tables are mapped then."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="BROKER_", env_ignore_empty=True, frozen=True, extra="ignore", hide_input_in_errors=True
-    )
-
-    database_schema: str | None = Field(
-        default=None,
+SchemaName = Annotated[
+    str | None,
+    Field(
         pattern=r"^[a-z_][a-z0-9_]{0,62}$",
         description="The schema of the tables of inbox and outbox, on PostgreSQL. Unset: the connection's default.",
-    )
+    ),
+]
 
 
-class Settings(SchemaSettings):
+class SchemaSettings(BaseSettings):
+    """What `broker.sql` has to know when it is imported: its tables are mapped then. The rest is in `Settings`."""
+
+    model_config = SettingsConfigDict(env_prefix="BROKER_", env_ignore_empty=True, frozen=True, extra="ignore")
+
+    database_schema: SchemaName = None
+
+
+class Settings(BaseSettings):
     """How to reach RabbitMQ and how to behave. Times are in seconds, sizes in bytes."""
 
-    model_config = SettingsConfigDict(extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="BROKER_", env_ignore_empty=True, frozen=True, extra="forbid", hide_input_in_errors=True
+    )
 
     url: SecretStr = Field(
         default=SecretStr("amqp://guest:guest@localhost:5672/"),
@@ -119,6 +124,7 @@ class Settings(SchemaSettings):
         description="The database of `broker relay` and `broker database`, where none is named: "
         "`postgresql+asyncpg://user:password@host/name` or `sqlite+aiosqlite:///path`.",
     )
+    database_schema: SchemaName = None
     relay: bool = Field(
         default=True,
         description="A service with a database publishes what is in its outbox. `off`: a `broker relay` does.",

@@ -41,7 +41,7 @@ from broker.service import Service, serve
 from broker.settings import Settings
 from broker.topology import Exchange, Queue, Topology, dead_queue, matches
 from broker.transactions import Transactions
-from broker.transport import Consumer, Delivery, Message, Receive, Transport
+from broker.transport import Consumer, Delivery, Message, Receive, Transport, Waiter, tell
 
 E = TypeVar("E", bound=Event)
 
@@ -214,6 +214,9 @@ class Recorded:
         outgoing = replace(message, exchange=self._prefix + message.exchange)
         self._journal.sent(self._who, message)
         await self._inner.publish(outgoing, mandatory=mandatory, timeout=timeout)
+
+    def post(self, message: Message, waiter: Waiter, *, mandatory: bool, timeout: float) -> None:
+        tell(waiter, self.publish(message, mandatory=mandatory, timeout=timeout))
 
     async def until_trusted(self, queue: str) -> None:
         """A test's RabbitMQ is not killed in the middle."""

@@ -22,7 +22,7 @@ from broker.errors import BrokerError, ConnectionFailed, Malformed, NotConfirmed
 from broker.rabbitmq import frames
 from broker.rabbitmq.answers import SETTLING, at_last, late, message_of, refusal
 from broker.rabbitmq.link import Link, reason
-from broker.transport import Message, Receive
+from broker.transport import Message, Receive, Waiter
 
 if TYPE_CHECKING:
     from broker.rabbitmq.stream import Sockets
@@ -31,6 +31,8 @@ MOST = 2000
 """Publishes under way at a time; the others wait in line."""
 MOST_BYTES = 32 * 1024 * 1024
 """Bytes of them: RabbitMQ may not read for a while, and what is written waits in memory."""
+WRITE_AT = 65_536
+"""Bytes that are written at once; fewer wait for the end of the turn."""
 AGAIN = 0.1
 """Seconds after which a publish that was returned right after a connect is repeated."""
 
@@ -39,7 +41,7 @@ AGAIN = 0.1
 class Pending:
     """A publish without an answer yet."""
 
-    future: asyncio.Future[None]
+    waiter: Waiter
     message: Message
     mandatory: bool
     timeout: float
@@ -70,6 +72,7 @@ class DirectPublisher:
         self._resting: list[Pending] = []
         self._bytes = 0
         self._out: list[bytes] = []
+        self._unwritten = 0
         self._alarm: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -78,15 +81,19 @@ class DirectPublisher:
     def publish(self, message: Message, *, mandatory: bool, timeout: float) -> asyncio.Future[None]:
         """As `broker.transport.Transport.publish`; a cancelled future is nobody's business any more."""
         future = self._loop.create_future()
+        self.post(message, future, mandatory=mandatory, timeout=timeout)
+        return future
+
+    def post(self, message: Message, waiter: Waiter, *, mandatory: bool, timeout: float) -> None:
+        """As `broker.transport.Transport.post`."""
         if self._closed:
-            future.set_exception(ConnectionFailed("This broker was closed. Open another, or publish before."))
-            return future
+            waiter.set_exception(ConnectionFailed("This broker was closed. Open another, or publish before."))
+            return
         deadline = self._loop.time() + timeout
-        self._line.append(Pending(future, message, mandatory, timeout, deadline))
+        self._line.append(Pending(waiter, message, mandatory, timeout, deadline))
         if self._alarm is None or deadline < self._alarm.when():
             self._wake_at(deadline)
         self._fill()
-        return future
 
     def start(self, sockets: Sockets, channel: int, frame_max: int) -> None:
         """Go on, on a new channel whose confirms are on."""
@@ -103,13 +110,14 @@ class DirectPublisher:
             self._sockets.detach(self._channel)
         self._sockets = None
         self._out.clear()
+        self._unwritten = 0
         self._bytes = 0
         unanswered, self._waiting = list(self._waiting.values()), {}
         for pending in reversed(unanswered):
             guilty = refusal(error, pending.message) if error is not None else None
             if guilty is not None:
                 self._fail(pending, at_last(guilty, pending.unanswered))
-            elif not pending.future.done():
+            elif not pending.waiter.done():
                 pending.unanswered = reason(error)
                 self._line.appendleft(pending)
 
@@ -132,7 +140,7 @@ class DirectPublisher:
             return
         while self._line and (not self._waiting or (len(self._waiting) < MOST and self._bytes < MOST_BYTES)):
             pending = self._line.popleft()
-            if not pending.future.done():
+            if not pending.waiter.done():
                 self._send(pending)
 
     def _send(self, pending: Pending) -> None:
@@ -153,13 +161,18 @@ class DirectPublisher:
         self._out.append(frames.publish(self._channel, message.exchange, message.key, mandatory=pending.mandatory))
         self._out.append(frames.content(self._channel, properties, message.body, self._frame_max))
         self._waiting[tag] = pending
-        self._bytes += len(message.body)
+        size = len(message.body)
+        self._bytes += size
+        self._unwritten += size
         self._link.sent()
+        if self._unwritten >= WRITE_AT:
+            self._flush()
 
     def _flush(self) -> None:
         if self._out and self._sockets is not None:
             self._sockets.write(b"".join(self._out))
         self._out.clear()
+        self._unwritten = 0
 
     # -- answers, as they come off the wire --------------------------------------------------------------------------
 
@@ -169,8 +182,8 @@ class DirectPublisher:
         for pending in self._settle(tag, multiple):
             if pending.returned:
                 self._came_back(pending)
-            elif not pending.future.done():
-                pending.future.set_result(None)
+            elif not pending.waiter.done():
+                pending.waiter.set_result(None)
 
     def refused(self, tag: int, multiple: bool) -> None:
         """Basic.Nack."""
@@ -222,8 +235,8 @@ class DirectPublisher:
     # -- failing -----------------------------------------------------------------------------------------------------
 
     def _fail(self, pending: Pending, error: BrokerError) -> None:
-        if not pending.future.done():
-            pending.future.set_exception(error)
+        if not pending.waiter.done():
+            pending.waiter.set_exception(error)
 
     def _wake_at(self, when: float) -> None:
         if self._alarm is not None:
@@ -234,7 +247,7 @@ class DirectPublisher:
         """Fail what is past its deadline, and wake again at the next."""
         self._alarm = None
         now = self._loop.time()
-        left = [it for it in (*self._waiting.values(), *self._line, *self._resting) if not it.future.done()]
+        left = [it for it in (*self._waiting.values(), *self._line, *self._resting) if not it.waiter.done()]
         for pending in left:
             if pending.deadline <= now:
                 self._fail(pending, late(pending.timeout, self._link.problem))

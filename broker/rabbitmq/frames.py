@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from functools import lru_cache
 from struct import Struct
 from typing import Any, Protocol
@@ -38,6 +39,7 @@ _SIZE = Struct(">HxxQ").unpack_from
 _METHOD = Struct(">IB").unpack_from  # and the byte after, which in Deliver is the size of the consumer tag
 _TAG = Struct(">QB").unpack_from
 _CODE = Struct(">H").unpack_from
+_TIMESTAMP = Struct(">Q").unpack_from
 
 _pack_publish = Struct(">BHIIxx").pack
 _pack_settle = Struct(">BHIIQBB").pack
@@ -406,6 +408,9 @@ def _decoded(properties: bytes) -> dict[str, Any]:
             stop = at + 1 + properties[at]
             decoded[name] = properties[at + 1 : stop].decode()
             at = stop
+        elif kind == "timestamp":
+            decoded[name] = _moment(_TIMESTAMP(properties, at)[0])
+            at += 8
         elif kind == "octet":
             decoded[name] = properties[at]
             at += 1
@@ -415,6 +420,12 @@ def _decoded(properties: bytes) -> dict[str, Any]:
     if at > len(properties):
         raise ValueError(f"{at - len(properties)} bytes are missing")
     return decoded
+
+
+@lru_cache(maxsize=64)
+def _moment(timestamp: int) -> datetime:
+    """A timestamp as pamqp reads it: what is later than 2106 is taken for milliseconds."""
+    return datetime.fromtimestamp(timestamp if timestamp <= 0xFFFFFFFF else timestamp / 1000, UTC)
 
 
 @lru_cache(maxsize=256)

@@ -17,7 +17,7 @@ from broker.errors import Malformed, PublishRefused, Unroutable
 from broker.rabbitmq import guard
 from broker.rabbitmq.answers import SETTLING, at_last, late, message_of, refusal
 from broker.rabbitmq.link import FAILURES, Link, reason
-from broker.transport import Message, Receive
+from broker.transport import Message, Receive, Waiter, tell
 
 
 class PlainPublisher:
@@ -33,6 +33,10 @@ class PlainPublisher:
                 await self._until_answered(message, mandatory=mandatory)
         except TimeoutError:
             raise late(timeout, self._link.problem) from None
+
+    def post(self, message: Message, waiter: Waiter, *, mandatory: bool, timeout: float) -> None:
+        """As `broker.transport.Transport.post`."""
+        tell(waiter, self.publish(message, mandatory=mandatory, timeout=timeout))
 
     async def _until_answered(self, message: Message, *, mandatory: bool) -> None:
         """Publish again for as long as no answer came. It is the same event each time, and says so by its id.

@@ -19,7 +19,7 @@ from broker.rabbitmq.link import FAILURES, SILENCE, Link, reason, translate, wed
 from broker.rabbitmq.plain import PlainChannel, PlainPublisher
 from broker.settings import Settings
 from broker.topology import Topology, shared_topology
-from broker.transport import Consumer, Delivery, Message, Receive, Taking
+from broker.transport import Consumer, Delivery, Message, Receive, Taking, Waiter
 
 YOUNG = 2.0
 """Seconds during which a queue just declared is not trusted: RabbitMQ killed then may bring it back without what it
@@ -118,6 +118,9 @@ class RabbitMQ:
 
     def publish(self, message: Message, *, mandatory: bool, timeout: float) -> Awaitable[None]:
         return self._publisher.publish(message, mandatory=mandatory, timeout=timeout)
+
+    def post(self, message: Message, waiter: Waiter, *, mandatory: bool, timeout: float) -> None:
+        self._publisher.post(message, waiter, mandatory=mandatory, timeout=timeout)
 
     async def _start_publishing(self, channel: AbstractChannel) -> None:
         if isinstance(self._publisher, DirectPublisher):

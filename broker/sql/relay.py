@@ -158,60 +158,80 @@ class Sending:
         done: those that RabbitMQ has confirmed.
         refused: those that never will be, with the reason.
         error: why another was not confirmed, if any. It, and those of its subject after it, are left as they are.
+        abandoned: nobody waits any more.
     """
 
     def __init__(self, broker: Broker, rows: Iterable[Row[Any]]) -> None:
         self._broker = broker
-        self._most = broker.settings.max_message_bytes
-        self._under_way: set[asyncio.Future[None]] = set()
         self._all = asyncio.get_running_loop().create_future()
         self.done: list[Row[Any]] = []
         self.refused: list[tuple[Row[Any], str]] = []
-        self.error: BrokerError | None = None
+        self.error: Exception | None = None
+        self.abandoned = False
         subjects: dict[int, deque[Row[Any]]] = {}
         for row in rows:
             subjects.setdefault(row.subject_hash, deque()).append(row)
+        self._under_way = len(subjects)
         for subject in subjects.values():
-            self._next(subject)
+            self.publish_next(subject)
 
     async def ended(self) -> None:
         """Return when all have an answer."""
-        if self._under_way:
-            try:
-                await self._all
-            except asyncio.CancelledError:
-                for future in self._under_way:
-                    future.cancel()
-                raise
+        try:
+            await self._all
+        finally:
+            self.abandoned = True
 
-    def _next(self, subject: deque[Row[Any]]) -> None:
+    def publish_next(self, subject: deque[Row[Any]]) -> None:
         """Publish the next event of a subject, if it has one left."""
+        settings = self._broker.settings
         while subject:
             row = subject.popleft()
             try:
-                if row.size > self._most:
-                    raise TooLarge(f"{row.size} bytes are more than BROKER_MAX_MESSAGE_BYTES={self._most}")
-                future = asyncio.ensure_future(self._broker.forward(message_of(row, self._broker.settings.exchange)))
+                if row.size > settings.max_message_bytes:
+                    raise TooLarge(
+                        f"{row.size} bytes are more than BROKER_MAX_MESSAGE_BYTES={settings.max_message_bytes}"
+                    )
+                return self._broker.forward(message_of(row, settings.exchange), UnderWay(self, subject, row))
             except NEVER as error:
-                self.refused.append((row, f"{type(error).__name__}: {error}"))
-                continue
-            self._under_way.add(future)
-            future.add_done_callback(lambda ended, row=row: self._ended(ended, row, subject))  # type: ignore[misc]
-            return
-
-    def _ended(self, future: asyncio.Future[None], row: Row[Any], subject: deque[Row[Any]]) -> None:
-        self._under_way.discard(future)
-        error = asyncio.CancelledError() if future.cancelled() else future.exception()
-        if error is None:
-            self.done.append(row)
-        elif isinstance(error, NEVER):
-            self.refused.append((row, f"{type(error).__name__}: {error}"))
-        else:
-            self.error = self.error or (error if isinstance(error, BrokerError) else BrokerError(str(error)))
-            subject.clear()  # those after it wait, too
-        self._next(subject)
+                self.refuse(row, error)
+        self._under_way -= 1
         if not self._under_way and not self._all.done():
             self._all.set_result(None)
+        return None
+
+    def refuse(self, row: Row[Any], error: Exception) -> None:
+        """One can never be published."""
+        self.refused.append((row, f"{type(error).__name__}: {error}"))
+
+
+class UnderWay:
+    """One row: told how its publish ended, as a `broker.transport.Waiter`."""
+
+    __slots__ = ("_over", "_row", "_sending", "_subject")
+
+    def __init__(self, sending: Sending, subject: deque[Row[Any]], row: Row[Any]) -> None:
+        self._sending = sending
+        self._subject = subject
+        self._row = row
+        self._over = False
+
+    def done(self) -> bool:
+        return self._over or self._sending.abandoned
+
+    def set_result(self, result: None, /) -> None:
+        self._over = True
+        self._sending.done.append(self._row)
+        self._sending.publish_next(self._subject)
+
+    def set_exception(self, error: Exception, /) -> None:
+        self._over = True
+        if isinstance(error, NEVER):
+            self._sending.refuse(self._row, error)
+        else:
+            self._sending.error = self._sending.error or error
+            self._subject.clear()  # those after it wait, too
+        self._sending.publish_next(self._subject)
 
 
 def message_of(row: Row[Any], exchange: str) -> Message:

@@ -147,14 +147,14 @@ async def under_fire(url: str) -> AsyncIterator[tuple[Mail, Fire, Broker]]:
     """The service at work, somebody who reads its dead letters, and a publisher of sound events."""
     mail, settings = Mail(), Settings(url=SecretStr(url), pause_failures=2)
     async with (
-        serve(mail.service(), settings, logger(settings)) as subscriber,
+        serve(mail.service(), settings, logger(settings)) as standing,
         Broker(settings=settings, source="depot") as broker,
         connected(url) as reader,
     ):
         await reader.consume("mail.dead", mail.bury)
         fire = Fire(url)
         await broker.publish(LetterTorn(mark="<<first>>"))  # its retry queue is young, and not trusted for a while
-        await until(lambda: mail.dead and subscriber and not subscriber.busy)
+        await until(lambda: mail.dead and standing.subscriber and not standing.subscriber.busy)
         try:
             yield mail, fire, broker
         finally:

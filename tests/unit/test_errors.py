@@ -23,6 +23,7 @@ EXIT_CODES = {
     "PublishRefused": 6,
     "Unroutable": 6,
     "TooLarge": 6,
+    "DatabaseUnusable": 7,
     "ContractError": 2,
     "UnknownEvent": 2,
 }
@@ -57,7 +58,7 @@ def test_the_drawing_names_every_class_and_its_parent() -> None:
 def test_the_tree_is_the_one_that_was_promised() -> None:
     assert set(drawn()) == set(
         "BrokerError ConnectionFailed AccessRefused TopologyConflict PublishFailed NotConfirmed PublishRefused "  # noqa: SIM905
-        "Unroutable TooLarge ContractError UnknownEvent Malformed Unhandled Reject".split()
+        "Unroutable TooLarge DatabaseUnusable ContractError UnknownEvent Malformed Unhandled Reject".split()
     )
     for name in drawn():
         assert getattr(broker, name) is getattr(errors, name), f"{name} is public"

@@ -382,7 +382,7 @@ async def test_a_thread_that_runs_on_is_seen() -> None:
         began.set()
         release.wait(10)
 
-    call = asyncio.create_task(threads.call(handle, ()))
+    call = asyncio.create_task(threads.call(handle, (), "it"))
     await asyncio.to_thread(began.wait, 10)
     call.cancel()
     await asyncio.gather(call, return_exceptions=True)

@@ -20,6 +20,7 @@ PUBLIC = {
     "ConnectionFailed",
     "Context",
     "ContractError",
+    "DatabaseUnusable",
     "Envelope",
     "Event",
     "Malformed",

@@ -155,8 +155,8 @@ async def test_a_service_without_subscriptions_has_no_queue_and_lives() -> None:
     seen: list[str] = []
     service = Service("customer", publishes=[VanBroke], lifespan=lifespan_of(seen))
     server = Server()
-    async with started(service, server=server) as subscriber:
-        assert subscriber is None
+    async with started(service, server=server) as standing:
+        assert standing.subscriber is None
         assert seen == ["customer began"]
         assert list(server.queues) == ["events.log"]
     assert seen == ["customer began", "customer ended"]
