@@ -72,6 +72,7 @@ class Broker:
         self.settings = settings
         self.source = source
         self._log = logger(settings, service=source)
+        self._tells = False
         self._given = transport
         self._transport = transport
 
@@ -86,6 +87,7 @@ class Broker:
         if self._transport is None:
             self._transport = rabbitmq(self.settings, self._log, self.source)
         self._log = self._log.bind()  # structlog's proxy would bind anew for each line
+        self._tells = self._log.is_enabled_for(DEBUG)
         try:
             await self._transport.connect()
         except BaseException:
@@ -204,7 +206,7 @@ class Broker:
 
     def confirmed(self, publication: Publication) -> None:
         """Log that an event was published."""
-        if self._log.is_enabled_for(DEBUG):
+        if self._tells:
             self._log.debug("published", key=publication.event.__contract__.key, **_described(publication))
 
     def unconfirmed(self, publication: Publication, error: PublishFailed) -> PublishFailed:

@@ -74,6 +74,7 @@ class DirectPublisher:
         self._out: list[bytes] = []
         self._unwritten = 0
         self._alarm: asyncio.TimerHandle | None = None
+        self._wakes_at = 0.0
         self._closed = False
 
     # -- what is asked of it -----------------------------------------------------------------------------------------
@@ -90,10 +91,14 @@ class DirectPublisher:
             waiter.set_exception(ConnectionFailed("This broker was closed. Open another, or publish before."))
             return
         deadline = self._loop.time() + timeout
-        self._line.append(Pending(waiter, message, mandatory, timeout, deadline))
-        if self._alarm is None or deadline < self._alarm.when():
+        pending = Pending(waiter, message, mandatory, timeout, deadline)
+        if self._alarm is None or deadline < self._wakes_at:
             self._wake_at(deadline)
-        self._fill()
+        if self._line or self._sockets is None or len(self._waiting) >= MOST or self._bytes >= MOST_BYTES:
+            self._line.append(pending)
+            self._fill()
+        else:
+            self._send(pending)
 
     def start(self, sockets: Sockets, channel: int, frame_max: int) -> None:
         """Go on, on a new channel whose confirms are on."""
@@ -241,7 +246,7 @@ class DirectPublisher:
     def _wake_at(self, when: float) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
-        self._alarm = self._loop.call_at(when, self._look_for_late)
+        self._alarm, self._wakes_at = self._loop.call_at(when, self._look_for_late), when
 
     def _look_for_late(self) -> None:
         """Fail what is past its deadline, and wake again at the next."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from sqlalchemy import (
@@ -42,7 +42,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import DeclarativeBase, Session, UOWTransaction
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, UOWTransaction
 from sqlalchemy.schema import CreateIndex, CreateSchema, CreateTable
 
 from broker.envelope import Envelope, Story, encode
@@ -136,6 +136,8 @@ class Outgoing(Base):
     """
 
     __table__ = outbox
+    if TYPE_CHECKING:
+        event_id: Mapped[UUID]
 
     def __init__(
         self,
