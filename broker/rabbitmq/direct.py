@@ -33,6 +33,8 @@ MOST_BYTES = 32 * 1024 * 1024
 """Bytes of them: RabbitMQ may not read for a while, and what is written waits in memory."""
 WRITE_AT = 65_536
 """Bytes that are written at once; fewer wait for the end of the turn."""
+MANY = 500
+"""Publishes under way for which confirms are read every few milliseconds: one by one they cost more than the publishes."""
 AGAIN = 0.1
 """Seconds after which a publish that was returned right after a connect is repeated."""
 
@@ -184,6 +186,8 @@ class DirectPublisher:
     def confirmed(self, tag: int, multiple: bool) -> None:
         """Basic.Ack."""
         self._link.confirmed()
+        if len(self._waiting) > MANY and self._sockets is not None:
+            self._sockets.rest()
         for pending in self._settle(tag, multiple):
             if pending.returned:
                 self._came_back(pending)

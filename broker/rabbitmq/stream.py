@@ -19,6 +19,10 @@ TELL = 5.0
 """Seconds after which aiormq is told that bytes come, though none are for it: it takes silence for a dead peer."""
 
 
+REST = 0.004
+"""Seconds for which nothing is read while very much is under way: what comes meanwhile is then read at once."""
+
+
 class NotingReader(asyncio.StreamReader):
     """A stream reader that notes when bytes last came, and hands the frames of registered channels to their sinks.
 
@@ -61,6 +65,7 @@ class Sockets(TransportFactory):
         self._rubbish = rubbish
         self._reader: NotingReader | None = None
         self._transport: asyncio.Transport | None = None
+        self._resting = False
 
     async def create(self, url: URL, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect, with TLS and verification if the address says ``amqps``."""
@@ -101,6 +106,18 @@ class Sockets(TransportFactory):
         """Send whole frames."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
+
+    def rest(self) -> None:
+        """Read on in a moment."""
+        if self._transport is not None and not self._resting and not self._transport.is_closing():
+            self._resting = True
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_later(REST, self._read_on)
+
+    def _read_on(self) -> None:
+        self._resting = False
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def _on_rubbish(self, why: str) -> None:
         self.abort()
