@@ -34,7 +34,7 @@ MOST_BYTES = 32 * 1024 * 1024
 WRITE_AT = 65_536
 """Bytes that are written at once; fewer wait for the end of the turn."""
 MANY = 500
-"""Publishes under way for which confirms are read every few milliseconds: one by one they cost more than the publishes."""
+"""Publishes under way for which confirms are read every few milliseconds: one by one they cost more than publishes."""
 AGAIN = 0.1
 """Seconds after which a publish that was returned right after a connect is repeated."""
 
