@@ -64,8 +64,14 @@ async def open_transactions(
         if settings.relay:
             await stack.enter_async_context(relay.running())
         pruning = asyncio.create_task(keep_pruning(store, service, age, log))
-        stack.callback(pruning.cancel)
+        stack.push_async_callback(_end, pruning)
         yield SqlTransactions(store, broker, relay, log)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    """Cancel a task, and return when it holds no connection any more."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def inbox_age(settings: Settings, longest: timedelta) -> float:

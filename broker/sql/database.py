@@ -197,7 +197,7 @@ def _engine(database: Database, handlers: int) -> tuple[AsyncEngine, bool]:
         return database, False
     try:
         url = make_url(database)
-    except ArgumentError:  # its message would repeat the URL
+    except (ArgumentError, ValueError):  # its message would repeat the URL, or a part of it
         raise DatabaseUnusable(
             "A database's URL is not of the form postgresql+asyncpg://user:password@host/name or "
             "sqlite+aiosqlite:///path."
@@ -256,7 +256,7 @@ async def _check(store: Store, timeout: float, create: bool) -> None:
     )
     try:
         if store.sqlite:
-            await asyncio.to_thread(_make_folder, store.engine.url)
+            await asyncio.to_thread(_make_folder if create else _find_file, store.engine.url)
         async with asyncio.timeout(timeout + 1):
             await retrying(_check_once, store, create)
     except TimeoutError:
@@ -295,10 +295,24 @@ def in_words(error: BaseException) -> str:
     return f"{str(original).strip() or type(original).__name__}"[:500]
 
 
-def _make_folder(url: URL) -> None:
+def _find_file(url: URL) -> None:
+    _refuse_schema()
+    if _is_plain_file(url) and not Path(name_of(url)).exists():  # it would be created by being looked at
+        raise DatabaseUnusable("there is no such file")
+
+
+def _is_plain_file(url: URL) -> bool:
+    return not in_memory(url) and not (url.database or "").startswith("file:")
+
+
+def _refuse_schema() -> None:
     if tables.SCHEMA:
         raise DatabaseUnusable("BROKER_DATABASE_SCHEMA is for PostgreSQL; SQLite has no schemas")
-    if not in_memory(url) and not (url.database or "").startswith("file:"):
+
+
+def _make_folder(url: URL) -> None:
+    _refuse_schema()
+    if _is_plain_file(url):
         try:
             Path(name_of(url)).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -22,6 +22,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import Enum
 from typing import Any, NoReturn
 from uuid import UUID
 from weakref import WeakValueDictionary
@@ -61,7 +62,7 @@ class HandlersSession(Session):
         """Refused."""
         raise ContractError(NOT_YOURS)
 
-    rollback = close = reset = prepare = commit
+    rollback = close = reset = invalidate = prepare = commit
 
     def begin(self, nested: bool = False) -> SessionTransaction:
         """A savepoint; the transaction itself has begun."""
@@ -84,6 +85,14 @@ class Entry:
     source: str
     event_id: UUID
     digest: bytes
+
+
+class Phase(Enum):
+    """Where in a delivery something went wrong, and so who is to blame."""
+
+    BEFORE = "the database"
+    HANDLING = "the handler, or the database"
+    AFTER = "the database, or what the handler wrote"
 
 
 class Again(Exception):
@@ -134,6 +143,9 @@ class SqlTransactions:
                         self._note_away(again.error)
                         await asyncio.sleep(_pause(tries, 0.1, 2))
                     continue
+                except Exception:  # the handler's: the database was there
+                    self._note_away(None)
+                    raise
                 self._note_away(None)
                 return handled
 
@@ -144,7 +156,7 @@ class SqlTransactions:
             Again: it was rolled back for the database's sake.
             Exception: what the handler raised, or what is wrong with what it did.
         """
-        handling = False
+        phase = Phase.BEFORE
         try:
             async with self._store.engine.connect() as connection:
                 if await self._is_known(connection, entry):
@@ -156,29 +168,31 @@ class SqlTransactions:
                         if alone:
                             await stack.enter_async_context(self._store.in_turn())
                             await connection.exec_driver_sql("BEGIN IMMEDIATE")
+                    transaction = connection.get_transaction()
                     session = _session(connection, envelope)
                     try:
-                        handling = True
+                        phase = Phase.HANDLING
                         publications = await handle(session)
                         rows = [self._row(publication) for publication in publications]
                         if not alone:
                             await stack.enter_async_context(self._store.in_turn())
                         await session.flush()
-                        handling = False
-                        return await self._finish(connection, session, entry, rows)
+                        await session.run_sync(Session.commit)  # ends the session's part alone
+                        if transaction is None or not transaction.is_active:
+                            raise ContractError(NOT_YOURS)
+                        phase = Phase.AFTER
+                        return await self._finish(connection, entry, rows)
                     finally:
                         await session.run_sync(Session.close)
         except Exception as error:
-            meaning = self._meaning(error, handling)
+            meaning = self._meaning(error, phase)
             if meaning is not Meaning.FAILED:
                 raise Again(meaning, error) from None
-            if handling and error in self._store and await self._is_known_by_now(entry):
+            if phase is Phase.HANDLING and error in self._store and await self._is_known_by_now(entry):
                 return False  # another process handled a duplicate meanwhile, and the handler met what it had stored
             raise
 
-    async def _finish(
-        self, connection: AsyncConnection, session: AsyncSession, entry: Entry, rows: list[dict[str, Any]]
-    ) -> bool:
+    async def _finish(self, connection: AsyncConnection, entry: Entry, rows: list[dict[str, Any]]) -> bool:
         """Write the inbox entry and the outbox, and commit; False if another process has handled it meanwhile."""
         await connection.run_sync(begin)
         new = await connection.execute(
@@ -195,7 +209,6 @@ class SqlTransactions:
             return False
         if rows:
             await connection.execute(insert(outbox), rows)
-        await session.run_sync(Session.commit)  # ends the session's part alone
         await connection.commit()
         self._relay.wake()
         return True
@@ -219,11 +232,16 @@ class SqlTransactions:
         return digest is not None
 
     async def _is_known_by_now(self, entry: Entry) -> bool:
-        async with self._store.engine.connect() as connection:
-            return await self._is_known(connection, entry)
+        try:
+            async with self._store.engine.connect() as connection:
+                return await self._is_known(connection, entry)
+        except Exception as error:
+            raise Again(self._meaning(error, Phase.BEFORE), error) from None
 
-    def _meaning(self, error: Exception, handling: bool) -> Meaning:
-        if not handling:
+    def _meaning(self, error: Exception, phase: Phase) -> Meaning:
+        if phase is Phase.BEFORE:  # no handler can be blamed: a login is refused, or a table is gone, say
+            return Meaning.OVERTAKEN if meaning_of(error) is Meaning.OVERTAKEN else Meaning.AWAY
+        if phase is Phase.AFTER:
             return meaning_of(error)
         found = (self._store.met(cause) for cause in _causes(error))
         return next((meaning for meaning in found if meaning is not Meaning.FAILED), Meaning.FAILED)
@@ -274,7 +292,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _pause(tries: int, first: float, most: float) -> float:
     """Seconds to wait before the next try: random, growing, capped."""
-    return random.uniform(0, min(first * 2**tries, most))  # noqa: S311  (no secret)
+    return random.uniform(0, min(first * 2 ** min(tries, 20), most))  # noqa: S311  (no secret)
 
 
 # -- forgetting ----------------------------------------------------------------------------------------------------

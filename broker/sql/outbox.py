@@ -16,6 +16,7 @@ from sqlalchemy import (
     ARRAY,
     BigInteger,
     ColumnElement,
+    Connection,
     Engine,
     Row,
     Select,
@@ -121,6 +122,8 @@ class PostgresOutbox:
     async def take(self) -> AsyncIterator[Taken]:
         """Rows of some lanes that no other relay has in hand. The transaction that holds them ends with the context."""
         async with self._store.engine.connect() as connection:
+            # whatever else the engine is set to: rows are looked for after their lanes are locked
+            await connection.execution_options(isolation_level="READ COMMITTED")
             found = [lane for (lane,) in await connection.execute(FREE_LANES)]
             rows = (await connection.execute(OF_LANES, {"lanes": found})).all() if found else []
             yield Taken(self._store, rows, connection)
@@ -137,13 +140,14 @@ class PostgresOutbox:
         lost = asyncio.Event()
         async with self._store.engine.connect() as connection:
             driver: Any = (await connection.get_raw_connection()).driver_connection
+            await connection.run_sync(Connection.detach)  # it is not one of the pool's any more
             driver.add_termination_listener(lambda _: lost.set())
             await driver.add_listener(CHANNEL, lambda *_: wake())
             try:
                 wake()
                 await lost.wait()
             finally:
-                await connection.invalidate()
+                driver.terminate()
 
     def close(self) -> None:
         """Nothing is held."""

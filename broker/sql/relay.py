@@ -54,6 +54,7 @@ class Relay:
         self._broker = broker
         self._log = log.bind()
         self._woken = asyncio.Event()
+        self._stopping = asyncio.Event()
         self._problem: str | None = None
         self._outbox = SqliteOutbox(store) if store.sqlite else PostgresOutbox(store)
 
@@ -73,17 +74,17 @@ class Relay:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """At work for as long as the context lasts; at its end what is left is published, if RabbitMQ takes it soon."""
-        tasks = [asyncio.create_task(self._run()), asyncio.create_task(self._outbox.listen(self.wake))]
+        publishing = asyncio.create_task(self._run())
+        listening = asyncio.create_task(self._outbox.listen(self.wake))
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            with suppress(Exception):
-                async with asyncio.timeout(FAREWELL):
-                    while await self._round():
-                        pass
+            listening.cancel()
+            self._stopping.set()
+            self.wake()
+            await asyncio.wait([publishing], timeout=FAREWELL)  # what is under way is published and removed
+            publishing.cancel()
+            await asyncio.gather(publishing, listening, return_exceptions=True)
             self._outbox.close()
 
     async def _run(self) -> None:
@@ -100,15 +101,15 @@ class Relay:
                 if meaning_of(error) is Meaning.FAILED:
                     self._log.exception("unexpected", error=str(error))
             self._note(problem)
+            if self._stopping.is_set() and not moved:
+                return
             if problem is not None:
                 pause = min(2 * pause + 0.1, LONGEST_PAUSE)
-                await asyncio.sleep(pause)
+                await _happens(self._stopping, pause)
                 continue
             pause = 0.0
             if not moved:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(poll):
-                        await self._woken.wait()
+                await _happens(self._woken, poll)
 
     def _note(self, problem: str | None) -> None:
         if problem is not None and self._problem is None:
@@ -140,6 +141,12 @@ class Relay:
         if self._log.is_enabled_for(DEBUG):
             for row in sending.done:
                 self._log.debug("published", key=row.key, **_described(row))
+
+
+async def _happens(event: asyncio.Event, within: float) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(within):
+            await event.wait()
 
 
 def _described(row: Row[Any]) -> dict[str, str]:

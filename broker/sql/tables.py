@@ -46,7 +46,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, UOWTransaction
 from sqlalchemy.schema import CreateIndex, CreateSchema, CreateTable
 
 from broker.envelope import Envelope, Story, encode
-from broker.errors import DatabaseUnusable
+from broker.errors import ContractError, DatabaseUnusable
 from broker.events import Event, id_of, subject_of
 from broker.publisher import Publication, check_event, check_source
 from broker.settings import SchemaSettings
@@ -132,7 +132,7 @@ class Outgoing(Base):
             ``context.transaction``; else it begins one, under its own id.
 
     Raises:
-        ContractError: it is not an event, or the source is empty or too long.
+        ContractError: it is not an event, cannot be written as JSON, or the source is empty or too long.
     """
 
     __table__ = outbox
@@ -163,7 +163,11 @@ class Outgoing(Base):
 
     def _row(self) -> dict[str, Any]:
         its, now = self._publication, datetime.now(UTC)
-        body, _ = encode(its.event, event_id=its.id, source=self._source, time=now, story=its.story)
+        try:
+            body, _ = encode(its.event, event_id=its.id, source=self._source, time=now, story=its.story)
+        except ValueError as error:
+            name = its.event.__contract__.name
+            raise ContractError(f"{name!r} {its.id} cannot be written as JSON: {error}") from None
         return row(its, self._source, body, now)
 
 
@@ -204,7 +208,8 @@ def place(subject: str) -> dict[str, int]:
 
 def known_as(source: str) -> str:
     """A source as the inbox knows it. One from elsewhere may be of any length, or hold what PostgreSQL does not."""
-    if len(source.encode("utf-8", "replace")) <= 255 and "\0" not in source:
+    plain = source.encode("utf-8", "replace")
+    if len(plain) <= 255 and "\0" not in source and plain.decode() == source:
         return source
     return f"sha256:{hashlib.sha256(source.encode('utf-8', 'replace')).hexdigest()}"
 
