@@ -399,7 +399,7 @@ class Harness:
         stuck: list[str] = []
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                while stuck := journal.stuck or await self._unpublished():
+                while stuck := journal.stuck or await self._on_its_way():
                     journal.changed.clear()
                     with suppress(TimeoutError):
                         async with asyncio.timeout(None if journal.stuck else LOOK_AGAIN):
@@ -407,10 +407,12 @@ class Harness:
                 return
         raise NotSettled(f"Not settled after {timeout:g} s: {'; '.join(stuck)}.\n{journal.story}")
 
-    async def _unpublished(self) -> list[str]:
-        """What waits in outboxes, in words."""
+    async def _on_its_way(self) -> list[str]:
+        """What waits in outboxes, in words. What has left one while they were looked at is on its way, too."""
+        self._journal.changed.clear()
         found = {name: await database.unpublished() for name, database in self._databases.items()}
-        return [f"{name} has {count} events in its outbox" for name, count in found.items() if count]
+        waiting = [f"{name} has {count} events in its outbox" for name, count in found.items() if count]
+        return waiting or (["something has just been published"] if self._journal.changed.is_set() else [])
 
     async def advance(self, **duration: float) -> None:
         """Move the retry ladder's clock: ``await shop.advance(minutes=1)``. Everything due meanwhile is handled.
