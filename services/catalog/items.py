@@ -1,7 +1,7 @@
 """Items: adding, changing and listing them.
 
-Each function returns the stored state as the event that tells of it; publishing it is the caller's. So what is stored
-and what is published cannot differ, and `everything` is at once the list of items and what ``announce`` publishes.
+Each function returns the stored state as the event that tells of it, and has put that event into the outbox in the same
+transaction. So what is stored and what is published cannot differ.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
 
+from broker.sql import Outgoing
 from services.catalog.store import Item
 from services.contracts import CatalogItemChanged, Money, Text
 from services.contracts.storage import Database
@@ -39,11 +40,11 @@ async def add(database: Database, items: Iterable[NewItem]) -> list[CatalogItemC
         Refused: there is an item with one of the ids.
     """
     events = [CatalogItemChanged(revision=1, item_id=item.item_id, name=item.name, price=item.price) for item in items]
-    async with database.write.begin() as session:
+    async with database.write() as session:
         for event in events:
             if await session.get(Item, event.item_id) is not None:
                 raise Refused(f"There is an item {event.item_id} already.")
-            session.add(_row(event))
+            session.add_all([_row(event), Outgoing(event, source="catalog")])
             await session.flush()  # so that the next one with the same id finds it
     return events
 
@@ -62,7 +63,7 @@ async def change(
         Refused: there is no such item.
         pydantic.ValidationError: the name or price cannot be.
     """
-    async with database.write.begin() as session:
+    async with database.write() as session:
         item = await session.get(Item, item_id, with_for_update=True)
         if item is None:
             raise Refused(f"There is no item {item_id}.")
@@ -76,6 +77,7 @@ async def change(
             price=Money.model_validate(known.price.model_dump() | given),
         )
         await session.merge(_row(event))
+        session.add(Outgoing(event, source="catalog"))
     return event
 
 
@@ -83,6 +85,14 @@ async def everything(database: Database) -> list[CatalogItemChanged]:
     """The current state of every item, by id."""
     async with database.read() as session:
         return [_event(item) for item in await session.scalars(select(Item).order_by(Item.item_id))]
+
+
+async def announce(database: Database) -> int:
+    """Tell of the current state of every item again, in new events; returns how many there are."""
+    events = await everything(database)
+    async with database.write() as session:
+        session.add_all(Outgoing(event, source="catalog") for event in events)
+    return len(events)
 
 
 def _row(event: CatalogItemChanged) -> Item:

@@ -1,128 +1,100 @@
-"""How a service of the shop opens its own database. No table and no business rule may live here.
+"""How a service of the shop opens its own database, SQLite or PostgreSQL. No table and no business rule may live here.
 
 The services share their contracts and nothing else; this module is the one exception, and stands beside the contracts
-so that nothing else can join it unnoticed. SQLite needs half a dozen settings that are easy to get wrong and that no
-business depends on; eight copies of them would only be eight places to get them wrong.
+so that nothing else can join it unnoticed.
+
+Whoever comes first, the service or one of its commands, creates the tables: the service's own, and those of the broker,
+in which a command leaves the events that the service's process publishes.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
-from pathlib import Path
-from typing import Any
 
-from sqlalchemy import AsyncAdaptedQueuePool, BigInteger, Connection, DateTime, Dialect, MetaData, TypeDecorator, event
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy import BigInteger, DateTime, Dialect, MetaData, TypeDecorator, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session
 
-from broker import BrokerError
+from broker import DatabaseUnusable
+from broker.sql.database import Meaning, in_words, meaning_of, open_store
+from broker.sql.tables import make
 
-BUSY_TIMEOUT = 30.0  # s to wait for the other process that is writing the same SQLite file
-
-
-class DatabaseUnusable(BrokerError):
-    """A database cannot be opened or written. The message names it and the cause.
-
-    A `BrokerError`, since those end a service that cannot start with one clear line and their exit code, here 1.
-    """
+ANSWER = 10.0
+"""Seconds in which a database must answer."""
 
 
-@dataclass(frozen=True, slots=True)
 class Database:
-    """Sessions of one database.
+    """Transactions of one database."""
 
-    Attributes:
-        write: ``async with database.write.begin() as session`` is a transaction that may write.
-        read: ``async with database.read() as session`` may not; on SQLite it neither waits for a writer nor stops one.
-    """
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
 
-    write: async_sessionmaker[AsyncSession]
-    read: async_sessionmaker[AsyncSession]
+    def write(self) -> AbstractAsyncContextManager[AsyncSession]:
+        """A transaction that is committed at the end of the context, or rolled back by an exception.
+
+        On SQLite it is IMMEDIATE: one that has read before another's commit could no longer write.
+        """
+        return self._transaction("BEGIN IMMEDIATE")
+
+    def read(self) -> AbstractAsyncContextManager[AsyncSession]:
+        """A transaction that only reads. On SQLite it neither waits for a writer nor stops one."""
+        return self._transaction("BEGIN")
+
+    @asynccontextmanager
+    async def _transaction(self, begin: str) -> AsyncIterator[AsyncSession]:
+        async with AsyncSession(self._engine, expire_on_commit=False) as session, session.begin():
+            if self._engine.dialect.name == "sqlite":  # its driver begins none by itself
+                await session.execute(text(begin))
+            yield session
 
 
 @asynccontextmanager
 async def open_database(url: str, tables: MetaData) -> AsyncIterator[Database]:
-    """Open a database, its missing tables (and SQLite's folder) created, and close it at the end.
+    """Open a database, its missing tables created, and close it at the end.
 
     Raises:
-        DatabaseUnusable: it cannot be opened, or not be written.
+        DatabaseUnusable: it does not answer, or takes nothing.
     """
-    try:
-        engine = create_engine(make_url(url))
-    except (SQLAlchemyError, ImportError) as error:
-        raise DatabaseUnusable(f"A database cannot be used: {error}") from error
-    try:
-        await _create(engine, tables)
-        reading = engine.execution_options(transaction="DEFERRED")
-        yield Database(
-            write=async_sessionmaker(engine, expire_on_commit=False),
-            read=async_sessionmaker(reading, expire_on_commit=False),
-        )
-    finally:
-        await engine.dispose()
+    async with open_store(url, timeout=ANSWER, create=True) as store:
+        database = Database(store.engine)
+
+        def create(session: Session) -> None:
+            make(session.connection())  # there already; but on PostgreSQL, of two who create, one waits here
+            tables.create_all(session.connection())
+
+        try:
+            async with database.write() as session:
+                await session.run_sync(create)
+        except DBAPIError as error:
+            raise DatabaseUnusable(f"The database {store.name} cannot be used: {in_words(error)}") from None
+        yield database
 
 
-def create_engine(url: URL) -> AsyncEngine:
-    """An engine; on SQLite one connection, in WAL mode, whose transactions begin IMMEDIATE.
+def prepared(url: str, tables: MetaData) -> str:
+    """A database whose missing tables are created, for ``Service(database=lambda: prepared(…))``; returns the URL.
 
-    IMMEDIATE because a SQLite transaction that has read before another writer's commit can no longer write. One
-    connection because SQLite has one writer: handlers of one process then wait in a fair queue, not for a busy file.
+    It is called while a service starts, on its event loop, and so does its work on another, in a thread. Raises as
+    `open_database`.
     """
-    if url.get_backend_name() != "sqlite":
-        return create_async_engine(url, pool_pre_ping=True)
-    engine = create_async_engine(
-        url,
-        poolclass=AsyncAdaptedQueuePool,
-        pool_size=1,
-        max_overflow=0,
-        connect_args={"timeout": BUSY_TIMEOUT},
-    )
 
-    @event.listens_for(engine.sync_engine, "connect")
-    def connected(connection: Any, _: object) -> None:
-        connection.isolation_level = None  # the driver must not begin transactions of its own
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.close()
+    async def prepare() -> None:
+        async with open_database(url, tables):
+            pass
 
-    @event.listens_for(engine.sync_engine, "begin")
-    def begin(connection: Connection) -> None:
-        connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get('transaction', 'IMMEDIATE')}")
-
-    return engine
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, prepare()).result()
+    return url
 
 
-async def _create(engine: AsyncEngine, tables: MetaData) -> None:
-    try:
-        if engine.dialect.name == "sqlite":
-            await asyncio.to_thread(_create_folder, engine.url)
-        async with engine.begin() as connection:
-            await connection.run_sync(tables.create_all)
-            if engine.dialect.name == "sqlite":
-                # A write that changes nothing: a full or read-only disk shows now, and not at the first event.
-                version = (await connection.exec_driver_sql("PRAGMA user_version")).scalar_one()
-                await connection.exec_driver_sql(f"PRAGMA user_version = {version}")
-    except (DBAPIError, OSError) as error:
-        cause = error.orig if isinstance(error, DBAPIError) else error
-        raise DatabaseUnusable(f"The database {_name(engine.url)} cannot be used: {cause}") from error
-
-
-def _create_folder(url: URL) -> None:
-    if url.database not in {None, "", ":memory:"}:
-        Path(_name(url)).parent.mkdir(parents=True, exist_ok=True)
-
-
-def _name(url: URL) -> str:
-    """A database as people know it: the path of a SQLite file, else the URL without its password."""
-    if url.get_backend_name() == "sqlite" and url.database:
-        return str(Path(url.database).absolute())
-    return url.render_as_string(hide_password=True)
+def may_pass(error: BaseException) -> bool:
+    """Whether the same again, later, may work: the database is away, or another writer was faster."""
+    return meaning_of(error) is not Meaning.FAILED
 
 
 class UtcDateTime(TypeDecorator[datetime]):

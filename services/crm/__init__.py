@@ -4,27 +4,27 @@ Nothing here depends on the order in which events arrive. A customer's details a
 What is stored of an order's progress is the set of facts about it (placed, packed, dispatched, each with its time),
 whether or not the order is known yet; its status is the furthest of them. Only the follow-up needs somebody to write
 to: an order of a customer not known yet is an error, so the order comes back by the retry ladder, soon at first.
+
+A transaction can be rolled back, an e-mail cannot. So a handler sends none: it stores the e-mail, together with the
+order, and `services.crm.sender` sends it.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from email.message import EmailMessage
 from pathlib import Path
 from urllib.parse import urlsplit
-from uuid import UUID
 
 from pydantic import SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from broker import Context, Retry, Service
 from services.contracts import CustomerDetailsChanged, Email, NewOrderPlaced, OrderDispatched, OrderPacked
-from services.contracts.storage import Database, open_database
-from services.crm import follow_up
-from services.crm.store import Base, Customer, Status, claim, keep_customer, keep_order, record, release, sent
+from services.contracts.storage import open_database, prepared
+from services.crm.follow_up import compose
+from services.crm.sender import Sender
+from services.crm.store import Base, Customer, Fact, FollowUp, Order, Status, keep_customer
 
 
 class CustomerNotKnownYet(Exception):
@@ -58,32 +58,29 @@ class Settings(BaseSettings):
         return url
 
 
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """What the handlers work with."""
-
-    database: Database
-    settings: Settings
-
-
 @asynccontextmanager
-async def lifespan(service: Service) -> AsyncIterator[Resources]:
-    """The database is open, and the outbox a folder that can be written, while the service runs."""
+async def lifespan() -> AsyncIterator[Settings]:
+    """Follow-up e-mails are sent while the service runs."""
     settings = Settings()
-    await asyncio.to_thread(follow_up.prepare, settings.outbox)
-    async with open_database(settings.database, Base.metadata) as database:
-        yield Resources(database, settings)
+    async with (
+        open_database(settings.database, Base.metadata) as database,
+        Sender(database, settings.outbox, settings.smtp_url).running(),
+    ):
+        yield settings
 
 
-service = Service("crm", lifespan=lifespan, retry=Retry("1s", "5s", "30s", "10m"))
+service = Service(
+    "crm",
+    database=lambda: prepared(Settings().database, Base.metadata),
+    lifespan=lifespan,
+    retry=Retry("1s", "5s", "30s", "10m"),
+)
 
 
 @service.on(CustomerDetailsChanged)
 async def keep_details(event: CustomerDetailsChanged, context: Context) -> None:
     """Keep the customer's details."""
-    resources: Resources = context.resources
-    async with resources.database.write.begin() as session:
-        await keep_customer(session, event)
+    await keep_customer(context.transaction, event)
 
 
 @service.on(NewOrderPlaced)
@@ -91,42 +88,24 @@ async def record_and_write(order: NewOrderPlaced, context: Context) -> None:
     """Put the order into the customer's record, and write to the customer.
 
     Raises:
-        CustomerNotKnownYet: there is nobody to write to; nothing is stored.
+        CustomerNotKnownYet: there is nobody to write to.
     """
-    resources: Resources = context.resources
-    async with resources.database.write.begin() as session:
-        customer = await session.get(Customer, order.customer_id)
-        if customer is None:
-            raise CustomerNotKnownYet(f"Order {order.order_id} is of customer {order.customer_id}, not known yet.")
-        await keep_order(session, order)
-        await record(session, order.order_id, Status.PLACED, context.time)
-    settings = resources.settings
-    message = follow_up.compose(order, customer, sender=settings.sender, date=context.time)
-    await asyncio.to_thread(follow_up.write, message, follow_up.outbox_path(settings.outbox, order.order_id))
-    if settings.smtp_url is not None:
-        await send_once(resources.database, order.order_id, message, settings.smtp_url)
-
-
-async def send_once(database: Database, order_id: UUID, message: EmailMessage, smtp_url: SecretStr) -> None:
-    """Send an order's follow-up by SMTP, unless it is sent already.
-
-    Raises:
-        FollowUpInHand: another delivery of the same order is sending it, or died doing so.
-    """
-    if not await claim(database, order_id):
-        return
-    try:
-        await asyncio.to_thread(follow_up.send, message, smtp_url)
-    except Exception:
-        await release(database, order_id)
-        raise
-    await sent(database, order_id)
+    settings: Settings = context.resources
+    customer = await context.transaction.get(Customer, order.customer_id)
+    if customer is None:
+        raise CustomerNotKnownYet(f"Order {order.order_id} is of customer {order.customer_id}, not known yet.")
+    message = compose(order, customer, sender=settings.sender, date=context.time)
+    context.transaction.add_all(
+        [
+            Order(order_id=order.order_id, customer_id=order.customer_id, placed=order.model_dump(mode="json")),
+            Fact(order_id=order.order_id, status=Status.PLACED, at=context.time),
+            FollowUp(order_id=order.order_id, message=message.as_bytes(), due_at=context.time),
+        ]
+    )
 
 
 @service.on(OrderPacked, OrderDispatched)
 async def record_progress(event: OrderPacked | OrderDispatched, context: Context) -> None:
     """Record how far the order has come."""
     status = Status.PACKED if isinstance(event, OrderPacked) else Status.DISPATCHED
-    resources: Resources = context.resources
-    async with resources.database.write.begin() as session:
-        await record(session, event.order_id, status, context.time)
+    context.transaction.add(Fact(order_id=event.order_id, status=status, at=context.time))

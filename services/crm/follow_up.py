@@ -1,8 +1,7 @@
 """The follow-up e-mail: one for each order, as text and as HTML.
 
-It is written into the outbox folder under the order's id, so a second one would be the same file; and it is the same to
-the byte, whoever writes it again. When SMTP is configured it is sent, too. SMTP cannot promise exactly one: a process
-that dies between the server's answer and its own note of it sends again, under the same Message-ID.
+It is written into the outbox folder under the order's id, so a second one would be the same file. When SMTP is
+configured it is sent, too. When and by whom: see `services.crm.sender`.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import ssl
 import tempfile
 from contextlib import closing, suppress
 from datetime import datetime
+from email import message_from_bytes
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP
@@ -29,6 +29,10 @@ from services.contracts import NewOrderPlaced
 from services.crm.store import Customer
 
 TIMEOUT = 10.0  # s for each answer of the SMTP server
+
+
+class NoAnswer(Exception):
+    """The connection broke while the SMTP server had the e-mail: it may be on its way, or not."""
 
 
 class OutboxUnusable(BrokerError):
@@ -85,14 +89,14 @@ def outbox_path(outbox: Path, order_id: UUID) -> Path:
     return outbox / f"{order_id}.eml"
 
 
-def write(message: EmailMessage, path: Path) -> None:
+def write(message: bytes, path: Path) -> None:
     """Write an e-mail into the outbox, whole or not at all. One that lies there already stays."""
     if path.exists():
         return
     descriptor, unfinished = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
     try:
         with open(descriptor, "wb") as file:
-            file.write(message.as_bytes())
+            file.write(message)
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
@@ -101,15 +105,15 @@ def write(message: EmailMessage, path: Path) -> None:
         raise
 
 
-def send(message: EmailMessage, url: SecretStr) -> None:
+def send(message: bytes, url: SecretStr) -> None:
     """Send an e-mail by SMTP.
 
     Args:
         url: ``smtp://user:password@host:port`` (encrypted with STARTTLS where the server offers it) or ``smtps://``.
 
     Raises:
-        smtplib.SMTPException: the server refused; with a login and no encryption, nothing is sent.
-        OSError: the server cannot be reached.
+        OSError: the server cannot be reached, or has refused. With a login and no encryption, nothing is sent.
+        NoAnswer: nobody knows whether it is sent.
     """
     parts = urlsplit(url.get_secret_value())
     tls = ssl.create_default_context()
@@ -127,6 +131,13 @@ def send(message: EmailMessage, url: SecretStr) -> None:
             if not encrypted:
                 raise smtplib.SMTPNotSupportedError("The server offers no encryption, so no password is sent to it.")
             server.login(unquote(parts.username), unquote(parts.password or ""))
-        server.send_message(message)
+        headers = message_from_bytes(message, policy=SMTP)
+        sender, recipient = (headers[name].addresses[0].addr_spec for name in ("From", "To"))
+        try:
+            server.sendmail(sender, [recipient], message)
+        except (smtplib.SMTPResponseException, smtplib.SMTPRecipientsRefused):
+            raise
+        except OSError as error:
+            raise NoAnswer(f"{type(error).__name__}: {error}") from error
         with suppress(smtplib.SMTPException, OSError):
             server.quit()  # the server has the e-mail; a goodbye that fails must not send it again

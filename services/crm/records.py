@@ -1,4 +1,4 @@
-"""Customer records: a customer with their orders, and how far each has come."""
+"""Customer records: a customer with their orders, how far each has come, and what became of its follow-up e-mail."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from uuid import UUID
 
 from pydantic import BaseModel
 from sqlalchemy import ColumnElement, select, true
+from sqlalchemy.orm import defer
 
 from services.contracts import Line, Money
 from services.contracts.storage import Database
-from services.crm.store import Customer, Fact, Order, Status
+from services.crm.sender import State, state_of
+from services.crm.store import Customer, Fact, FollowUp, Order, Status
 
 
 class Reached(BaseModel):
@@ -19,6 +21,13 @@ class Reached(BaseModel):
 
     status: Status
     at: datetime
+
+
+class FollowUpRecord(BaseModel):
+    """How far an order's follow-up e-mail has come, and why no further."""
+
+    state: State
+    reason: str | None
 
 
 class OrderRecord(BaseModel):
@@ -31,6 +40,7 @@ class OrderRecord(BaseModel):
     total: Money
     status: Status
     history: list[Reached]
+    follow_up: FollowUpRecord
 
 
 class CustomerRecord(BaseModel):
@@ -61,21 +71,25 @@ async def _find(database: Database, which: ColumnElement[bool]) -> list[Customer
         known = select(Order.order_id).join(Customer, Customer.customer_id == Order.customer_id).where(which)
         for fact in await session.scalars(select(Fact).where(Fact.order_id.in_(known))):
             history[fact.order_id].append(Reached(status=fact.status, at=fact.at))
-        for order in await session.scalars(select(Order).where(Order.order_id.in_(known)).order_by(Order.order_id)):
-            orders[order.customer_id].append(_order_record(order, history[order.order_id]))
+        placed = (
+            select(Order, FollowUp).join(FollowUp, FollowUp.order_id == Order.order_id).where(Order.order_id.in_(known))
+        )
+        for order, follow_up in await session.execute(placed.options(defer(FollowUp.message))):
+            orders[order.customer_id].append(_order_record(order, history[order.order_id], follow_up))
         return [
             CustomerRecord(
                 customer_id=customer.customer_id,
                 revision=customer.revision,
                 name=customer.name,
                 email=customer.email,
-                orders=orders[customer.customer_id],
+                orders=sorted(orders[customer.customer_id], key=lambda order: order.history[0].at),
             )
             for customer in await session.scalars(select(Customer).where(which).order_by(Customer.customer_id))
         ]
 
 
-def _order_record(order: Order, history: list[Reached]) -> OrderRecord:
+def _order_record(order: Order, history: list[Reached], follow_up: FollowUp) -> OrderRecord:
     progress = list(Status)
     history = sorted(history, key=lambda reached: progress.index(reached.status))
-    return OrderRecord(**order.placed, status=history[-1].status, history=history)
+    come = FollowUpRecord(state=state_of(follow_up), reason=follow_up.reason)
+    return OrderRecord(**order.placed, status=history[-1].status, history=history, follow_up=come)

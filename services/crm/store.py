@@ -1,25 +1,18 @@
-"""What the CRM stores: customers, their orders, how far each has come, and which follow-up was sent."""
+"""What the CRM stores: customers, their orders, how far each has come, and the follow-up e-mails."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, ClassVar
 from uuid import UUID
 
-from sqlalchemy import JSON, BigInteger, Enum, delete
+from sqlalchemy import JSON, BigInteger, Enum
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from services.contracts import CustomerDetailsChanged, NewOrderPlaced
-from services.contracts.storage import Database, UtcDateTime
-
-CLAIM = timedelta(seconds=30)
-"""How long sending one e-mail may take. After that, whoever claimed it has died."""
-
-
-class FollowUpInHand(Exception):
-    """The e-mail is being sent by another delivery of the same order. It comes back by the retry ladder."""
+from services.contracts import CustomerDetailsChanged
+from services.contracts.storage import UtcDateTime
 
 
 class Status(StrEnum):
@@ -73,13 +66,22 @@ class Fact(Base):
 
 
 class FollowUp(Base):
-    """An order's follow-up e-mail, being sent by SMTP or sent."""
+    """An order's follow-up e-mail, and how far it has come: see `services.crm.sender`."""
 
     __tablename__ = "follow_ups"
 
     order_id: Mapped[UUID] = mapped_column(primary_key=True)
-    claimed_until: Mapped[datetime | None]
-    """Whoever is sending it has until then. None: it is sent."""
+    message: Mapped[bytes]
+    """The e-mail itself."""
+    due_at: Mapped[datetime]
+    """Not to be sent before."""
+    tries: Mapped[int] = mapped_column(default=0)
+    """How often it could not be sent."""
+    reason: Mapped[str | None]
+    """Why not, the last time."""
+    claimed_at: Mapped[datetime | None]
+    """Since then somebody is sending it."""
+    sent_at: Mapped[datetime | None] = mapped_column(index=True)
 
 
 async def keep_customer(session: AsyncSession, event: CustomerDetailsChanged) -> None:
@@ -87,51 +89,3 @@ async def keep_customer(session: AsyncSession, event: CustomerDetailsChanged) ->
     known = await session.get(Customer, event.customer_id, with_for_update=True)
     if known is None or known.revision < event.revision:
         await session.merge(Customer(**event.model_dump()))
-
-
-async def keep_order(session: AsyncSession, event: NewOrderPlaced) -> None:
-    """Keep an order."""
-    if await session.get(Order, event.order_id) is None:
-        placed = event.model_dump(mode="json")
-        session.add(Order(order_id=event.order_id, customer_id=event.customer_id, placed=placed))
-
-
-async def record(session: AsyncSession, order_id: UUID, status: Status, at: datetime) -> None:
-    """Record that an order has reached a status. Told twice, the earlier time stands."""
-    known = await session.get(Fact, (order_id, status), with_for_update=True)
-    if known is None:
-        session.add(Fact(order_id=order_id, status=status, at=at))
-    else:
-        known.at = min(known.at, at)
-
-
-async def claim(database: Database, order_id: UUID) -> bool:
-    """Claim the sending of an order's follow-up; False when it is sent already.
-
-    Raises:
-        FollowUpInHand: it is claimed.
-    """
-    now = datetime.now(UTC)
-    async with database.write.begin() as session:
-        known = await session.get(FollowUp, order_id, with_for_update=True)
-        if known is None:
-            session.add(FollowUp(order_id=order_id, claimed_until=now + CLAIM))
-            return True
-        if known.claimed_until is None:
-            return False
-        if known.claimed_until > now:
-            raise FollowUpInHand(f"The follow-up of order {order_id} is being sent.")
-        known.claimed_until = now + CLAIM
-        return True
-
-
-async def release(database: Database, order_id: UUID) -> None:
-    """Give a claim back: the e-mail was not sent."""
-    async with database.write.begin() as session:
-        await session.execute(delete(FollowUp).where(FollowUp.order_id == order_id))
-
-
-async def sent(database: Database, order_id: UUID) -> None:
-    """Note that the e-mail is sent, for good."""
-    async with database.write.begin() as session:
-        await session.merge(FollowUp(order_id=order_id, claimed_until=None))

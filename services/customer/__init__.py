@@ -1,21 +1,17 @@
 """Customer: owns the customers, and tells of every change to one.
 
-The process that this service runs listens to nothing; customers are added and changed by its commands, see
-``python -m services.customer --help``. Each stores first and publishes then. If RabbitMQ does not confirm, the change
-is stored all the same, the command says so, and ``announce`` publishes the current state of everything again:
-subscribers compare revisions, so telling them twice does no harm.
+Customers are added and changed by commands, see ``python -m services.customer --help``. A command stores the change and
+the event that tells of it in one transaction, and needs no RabbitMQ. The process that this service runs listens to
+nothing: it publishes those events.
 """
 
 from __future__ import annotations
-
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from broker import Service
 from services.contracts import CustomerDetailsChanged
-from services.contracts.storage import Database, open_database
+from services.contracts.storage import prepared
 from services.customer.store import Base
 
 
@@ -27,11 +23,6 @@ class Settings(BaseSettings):
     database: str = "sqlite+aiosqlite:///data/customer.db"
 
 
-@asynccontextmanager
-async def lifespan(service: Service) -> AsyncIterator[Database]:
-    """The database is open while the service runs."""
-    async with open_database(Settings().database, Base.metadata) as database:
-        yield database
-
-
-service = Service("customer", publishes=[CustomerDetailsChanged], lifespan=lifespan)
+service = Service(
+    "customer", publishes=[CustomerDetailsChanged], database=lambda: prepared(Settings().database, Base.metadata)
+)

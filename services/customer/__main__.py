@@ -16,10 +16,9 @@ from rich.table import Column, Table
 from rich.text import Text
 from sqlalchemy.exc import DBAPIError
 
-from broker import Broker, BrokerError
-from broker import Settings as BrokerSettings
+from broker import DatabaseUnusable
 from services.contracts import CustomerDetailsChanged
-from services.contracts.storage import Database, DatabaseUnusable, open_database
+from services.contracts.storage import Database, open_database
 from services.customer import Settings, customers, service
 from services.customer.store import Base
 
@@ -33,8 +32,9 @@ app = typer.Typer(add_completion=False)
 def main(context: typer.Context) -> None:
     """Customers. Without a command: run the service until SIGTERM.
 
-    Exit codes: 0 done, 1 unexpected failure, 2 called wrongly; 3 RabbitMQ not reachable, 4 refused, 5 topology
-    conflict, 6 not confirmed. With 3 to 6 the change is stored, and announce publishes it.
+    A change is published by the service, now or, when it does not run, once it does.
+
+    Exit codes: 0 done, 1 unexpected failure, 2 called wrongly, 7 database not usable.
     """
     if context.invoked_subcommand is None:
         service.run()
@@ -67,7 +67,7 @@ def add(
                 new.append(customers.NewCustomer.model_validate_json(line))
         except ValidationError as error:
             fail(f"{'' if file is None else f'line {number}: '}{explain(error)}", 2)
-    run(store_and_publish(lambda database: customers.add(database, new), as_json))
+    run(change_and_show(lambda database: customers.add(database, new), as_json))
 
 
 @app.command()
@@ -84,15 +84,14 @@ def change(
     async def store(database: Database) -> Changes:
         return [await customers.change(database, customer_id, name=name, email=email)]
 
-    run(store_and_publish(store, as_json))
+    run(change_and_show(store, as_json))
 
 
 @app.command()
 def announce(as_json: AsJson = False) -> None:
-    """Publish the current state of every customer: for subscribers that join late, and after a failed publish."""
-    stored = run(read())
-    run(publish(publisher(), stored))
-    typer.echo(json.dumps({"announced": len(stored)}) if as_json else f"Announced {len(stored)} customers.")
+    """Publish the current state of every customer again, for subscribers that join late."""
+    count = run(tell_again())
+    typer.echo(json.dumps({"announced": count}) if as_json else f"Announced {count} customers.")
 
 
 @app.command("list")
@@ -105,9 +104,8 @@ def list_customers(as_json: AsJson = False) -> None:
         show(stored)
 
 
-async def store_and_publish(store: Callable[[Database], Awaitable[Changes]], as_json: bool) -> None:
-    """Store a change, print it, publish it: in this order, so that nothing is told that is not so."""
-    broker = publisher()  # what is wrong with its settings shows before anything is stored
+async def change_and_show(store: Callable[[Database], Awaitable[Changes]], as_json: bool) -> None:
+    """Store a change, and print it."""
     async with open_database(Settings().database, Base.metadata) as database:
         changes = await store(database)
     if as_json:
@@ -115,18 +113,16 @@ async def store_and_publish(store: Callable[[Database], Awaitable[Changes]], as_
             typer.echo(customer.model_dump_json())
     else:
         show(changes)
-    await publish(broker, changes)
+
+
+async def tell_again() -> int:
+    async with open_database(Settings().database, Base.metadata) as database:
+        return await customers.announce(database)
 
 
 async def read() -> Changes:
     async with open_database(Settings().database, Base.metadata) as database:
         return await customers.everything(database)
-
-
-async def publish(broker: Broker, changes: Changes) -> None:
-    """Publish what is stored, and wait for RabbitMQ's confirm."""
-    async with broker:
-        await broker.publish_many(changes)
 
 
 def show(changes: Changes) -> None:
@@ -136,14 +132,6 @@ def show(changes: Changes) -> None:
             str(customer.customer_id), str(customer.revision), printable(customer.name), printable(customer.email)
         )
     Console().print(table)
-
-
-def publisher() -> Broker:
-    """The broker, not connected yet. Commands speak for themselves: no log lines unless their level is set."""
-    settings = BrokerSettings()
-    if "logging_level" not in settings.model_fields_set:
-        settings = settings.model_copy(update={"logging_level": "error"})
-    return Broker(source="customer", settings=settings)
 
 
 def printable(text: str) -> Text:
@@ -160,15 +148,9 @@ def run(command: Coroutine[Any, Any, T]) -> T:
     except ValidationError as error:
         fail(explain(error), 2)
     except DatabaseUnusable as error:
-        fail(str(error), 1)
+        fail(str(error), error.exit_code)
     except DBAPIError as error:
         fail(f"The database failed: {error.orig}", 1)
-    except (BrokerError, ExceptionGroup) as error:
-        first = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
-        fail(
-            f"Stored, but not published: {first} Publish it with: python -m services.customer announce",
-            getattr(first, "exit_code", 1),
-        )
 
 
 def explain(error: ValidationError) -> str:

@@ -86,13 +86,13 @@ def tell_where(stage: Stage, server: Server) -> None:
 
 
 async def open_shop(stage: Stage) -> None:
-    """Act 2, first half: the five that listen; then customers, items and addresses, added by commands.
+    """Act 2, first half: the eight processes; then customers, items and addresses, added by commands.
 
-    The commands start beside the services and wait for their input: nothing is published before all queues are there.
+    The commands start beside the services and wait for their input: nothing is told before all queues are there.
     """
     stage.view.act(2, "Eight processes; customers, items, addresses; orders")
     owned = dict(zip(OWNERS, (stage.goods.customers, stage.goods.items, stage.goods.addresses), strict=True))
-    stage.processes.start(*LISTENERS)
+    stage.processes.start(*SERVICES)
     adding = {name: await stage.commands.start(name, "add", "--file", "-", "--json") for name in OWNERS}
     await stage.until(
         lambda: all(stage.processes[name].state == "running" for name in LISTENERS), "all services listen"
@@ -121,11 +121,10 @@ async def _add(stage: Stage, owned: Mapping[str, tuple[asyncio.subprocess.Proces
 
 
 async def first_orders(stage: Stage, placer: Placer, orders: list[goods.Entity], begun: float) -> None:
-    """Act 2, second half: the first order; the owners' processes; more orders, while a customer and a price change."""
+    """Act 2, second half: the first order; then more, while a customer and a price change."""
     await place(stage, placer, orders[0])
     await stage.until(lambda: stage.handled("reporting", "New Order Placed") > 0, "Reporting sees an order")
     stage.view.say(f"first order visible {time.monotonic() - begun:.1f} s after the first process started")
-    stage.processes.start(*OWNERS)
     changing = asyncio.create_task(_changes(stage))
     try:
         for order in orders[1:]:
@@ -169,17 +168,26 @@ async def kill_one(stage: Stage, placer: Placer, orders: list[goods.Entity]) -> 
     stage.view.say(f"kill -9 {pid}", style="bold red")
     for order in orders:
         await place(stage, placer, order)
+    if victim == "order":
+        stage.view.say(f"{count(len(orders), 'more order')}: stored, and told when it runs again")
+    else:
+        await others_go_on(stage, len(orders))
+    stage.view.snapshot()
+    await stage.pause(1.5)
+
+
+async def others_go_on(stage: Stage, orders: int) -> None:
+    """So many orders came while one was dead: CRM and Reporting counted on, and its queue has grown."""
+    victim = stage.victim
     witnesses = [name for name in ("crm", "reporting") if name != victim]
     await stage.until(
         lambda: all(stage.handled(name, "New Order Placed") >= len(stage.placed) for name in witnesses),
         f"{' and '.join(witnesses)} count on",
     )
     if victim in LISTENERS:
-        await stage.until(lambda: stage.waiting(victim) >= len(orders), f"the queue of {victim} grows")
+        await stage.until(lambda: stage.waiting(victim) >= orders, f"the queue of {victim} grows")
         stage.view.say(f"{count(stage.waiting(victim), 'event')} waiting for {victim}")
-    stage.view.say(f"{count(len(orders), 'more order')}: {' and '.join(witnesses)} counted on to {len(stage.placed)}")
-    stage.view.snapshot()
-    await stage.pause(1.5)
+    stage.view.say(f"{count(orders, 'more order')}: {' and '.join(witnesses)} counted on to {len(stage.placed)}")
 
 
 def count(number: int, thing: str) -> str:

@@ -114,7 +114,7 @@ class Placer:
         return self
 
     async def place(self, order: Mapping[str, object]) -> dict[str, Any]:
-        """Place one order; returns it as stored and confirmed."""
+        """Place one order; returns it as stored."""
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             raise DemoFailed("The command that places orders is not running.")

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from broker.tools.management import Management, Queue
 from services.demo.commands import Commands
 from services.demo.goods import Goods, invent
-from services.demo.lines import LogFile, LogLine
+from services.demo.lines import LogLine
 from services.demo.processes import DemoFailed, Process, Processes
 from services.demo.view import Row, View
 
@@ -41,8 +41,6 @@ class Stage:
     """The orders as the command that placed them printed them."""
     queues: dict[str, Queue] = field(default_factory=dict)
     """RabbitMQ's queues, as last seen."""
-    _owners: dict[str, LogFile] = field(default_factory=dict)
-    _published: dict[str, str] = field(default_factory=dict)
     _counted: float = 0.0
 
     @property
@@ -116,16 +114,8 @@ class Stage:
             state=process.state,
             waiting=self.waiting(process.name) if listens else None,
             handled=process.handled.total() if listens else None,
-            last=process.last or self._last_published(process.name),
+            last=process.last,
         )
-
-    def _last_published(self, service: str) -> str:
-        """An owner's process handles nothing: its commands publish."""
-        log = self._owners.setdefault(service, LogFile(self.commands.log(service)))
-        for line in log.new_lines():
-            if line.event == "published":
-                self._published[service] = f"{line.event_name} (published)"
-        return self._published.get(service, "")
 
 
 def _is(line: LogLine, event: str) -> bool:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterable
-from contextlib import AsyncExitStack
 from typing import Annotated, Any, NoReturn, TypeVar
 from uuid import UUID
 
@@ -19,16 +18,14 @@ from rich.text import Text
 from sqlalchemy.exc import DBAPIError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from broker import Broker, BrokerError
-from broker import Settings as BrokerSettings
-from services.contracts.storage import Database, DatabaseUnusable, open_database
+from broker import DatabaseUnusable
+from services.contracts.storage import Database, open_database
 from services.order import Settings, copies, orders, service
 from services.order.orders import PlacedOrder, WantedLine, WantedOrder
 from services.order.store import Base
 
 T = TypeVar("T")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-NOT_PUBLISHED = "{} is stored, but not published: {} Publish it with: python -m services.order publish"
 app = typer.Typer(add_completion=False)
 
 
@@ -36,8 +33,9 @@ app = typer.Typer(add_completion=False)
 def main(context: typer.Context) -> None:
     """Orders. Without a command: run the service until SIGTERM.
 
-    Exit codes: 0 done, 1 unexpected failure, 2 called wrongly or order refused; 3 RabbitMQ not reachable, 4 refused,
-    5 topology conflict, 6 not confirmed. With 3 to 6 the order is stored, and publish publishes it.
+    An order that is placed is told of by the service, now or, when it does not run, once it does.
+
+    Exit codes: 0 done, 1 unexpected failure, 2 called wrongly or order refused, 7 database not usable.
     """
     if context.invoked_subcommand is None:
         service.run()
@@ -75,7 +73,7 @@ def place(  # noqa: PLR0913, PLR0917 (each parameter is an option of the command
     ] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Place an order, or many: check, store, publish New Order Placed."""
+    """Place an order, or many, and publish New Order Placed."""
     if (file is None) == (customer is None or address is None or not line) or (file and (customer or address or line)):
         raise typer.BadParameter("Give --customer, --address and --line, or --file.")
     if file is None:
@@ -88,13 +86,6 @@ def place(  # noqa: PLR0913, PLR0917 (each parameter is an option of the command
     else:
         exit_code = run(place_each(file, wait, as_json))
     raise typer.Exit(exit_code)
-
-
-@app.command()
-def publish(as_json: AsJson = False) -> None:
-    """Publish the stored orders that RabbitMQ has not confirmed, under the ids that their events already have."""
-    published = run(publish_stored())
-    typer.echo(json.dumps({"published": published}) if as_json else f"Published {published} orders.")
 
 
 @app.command("list")
@@ -110,7 +101,7 @@ def list_orders(as_json: AsJson = False) -> None:
             str(order.order_id),
             f"{order.history[0].at:%Y-%m-%d %H:%M}",
             str(order.total),
-            order.status if order.published else f"{order.status}, not published",
+            order.status,
         )
     Console().print(table)
 
@@ -129,7 +120,7 @@ def show(order_id: Annotated[UUID, typer.Argument(help="Which order.")], as_json
     table = Table("item", "name", "quantity", "price", box=SIMPLE)
     for line in order.lines:
         table.add_row(str(line.item_id), printable(line.name), str(line.quantity), str(line.price))
-    console.print(table, f"total {order.total}", "" if order.published else "not published", highlight=False)
+    console.print(table, f"total {order.total}", highlight=False)
     for reached in order.history:
         console.print(f"{reached.at:%Y-%m-%d %H:%M:%S.%f} {reached.status}", highlight=False)
 
@@ -154,16 +145,9 @@ def show_copies(as_json: AsJson = False) -> None:
 
 
 async def place_each(texts: Iterable[str], wait: float, as_json: bool, where: str = "line {}: ") -> int:
-    """Place an order for each text, as it is read: store, publish, print. Returns the worst of their exit codes."""
-    worst = 0
-    async with AsyncExitStack() as stack:
-        database = await stack.enter_async_context(open_database(Settings().database, Base.metadata))
-        broker: Broker | BrokerError
-        try:
-            broker = await stack.enter_async_context(publisher())
-        except BrokerError as error:
-            broker = error  # orders are placed all the same, and published later
-        number = 0
+    """Place an order for each text, as it is read, and print it. Returns the exit code."""
+    number, exit_code = 0, 0
+    async with open_database(Settings().database, Base.metadata) as database:
         async for text in read_each(texts):
             number += 1
             if not text.strip():
@@ -175,15 +159,10 @@ async def place_each(texts: Iterable[str], wait: float, as_json: bool, where: st
                 typer.echo(f"{where.format(number)}{reason}", err=True)
                 if as_json:
                     typer.echo(json.dumps({"line": number, "refused": reason}))
-                worst = max(worst, 2)
-                continue
-            try:
-                order = await publish_order(broker, database, order)
-            except BrokerError as error:
-                typer.echo(NOT_PUBLISHED.format(f"Order {order.order_id}", error), err=True)
-                worst = max(worst, error.exit_code)
-            typer.echo(order.model_dump_json() if as_json else f"Placed order {order.order_id}: {order.total}.")
-    return worst
+                exit_code = 2
+            else:
+                typer.echo(order.model_dump_json() if as_json else f"Placed order {order.order_id}: {order.total}.")
+    return exit_code
 
 
 async def place_when_known(database: Database, wanted: WantedOrder, wait: float) -> PlacedOrder:
@@ -197,26 +176,6 @@ async def place_when_known(database: Database, wanted: WantedOrder, wait: float)
         with attempt:
             return await orders.place(database, wanted)
     raise AssertionError("unreachable: the last attempt raises")
-
-
-async def publish_order(broker: Broker | BrokerError, database: Database, order: PlacedOrder) -> PlacedOrder:
-    """Publish a stored order and note that it is. Raises as `Broker.publish` does."""
-    if isinstance(broker, BrokerError):
-        raise broker
-    await broker.publish(order.event, id=order.event_id)
-    await orders.confirmed(database, order.order_id)
-    return order.model_copy(update={"published": True})
-
-
-async def publish_stored() -> int:
-    async with (
-        open_database(Settings().database, Base.metadata) as database,
-        publisher() as broker,
-    ):
-        unpublished = await orders.unpublished(database)
-        for order in unpublished:
-            await publish_order(broker, database, order)
-    return len(unpublished)
 
 
 async def read_orders() -> list[PlacedOrder]:
@@ -255,14 +214,6 @@ async def read_each(texts: Iterable[str]) -> AsyncIterator[str]:
         yield text
 
 
-def publisher() -> Broker:
-    """The broker, not connected yet. Commands speak for themselves: no log lines unless their level is set."""
-    settings = BrokerSettings()
-    if "logging_level" not in settings.model_fields_set:
-        settings = settings.model_copy(update={"logging_level": "error"})
-    return Broker(source="order", settings=settings)
-
-
 def printable(text: str) -> Text:
     """Text from elsewhere, without what would steer the terminal."""
     return Text("".join(character if character.isprintable() else " " for character in text), overflow="fold")
@@ -275,11 +226,9 @@ def run(command: Coroutine[Any, Any, T]) -> T:
     except ValidationError as error:
         fail(explain(error), 2)
     except DatabaseUnusable as error:
-        fail(str(error), 1)
+        fail(str(error), error.exit_code)
     except DBAPIError as error:
         fail(f"The database failed: {error.orig}", 1)
-    except BrokerError as error:
-        fail(str(error), error.exit_code)
 
 
 def explain(error: ValidationError) -> str:

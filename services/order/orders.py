@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections import defaultdict
 from datetime import UTC, datetime
 from decimal import Decimal
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from sqlalchemy import ColumnElement, select, true, update
+from sqlalchemy import ColumnElement, select, true
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from broker.sql import Outgoing
 from services.contracts import Line, Money, NewOrderPlaced
 from services.contracts.storage import Database
-from services.order.store import Address, Customer, Fact, Item, Order, Status, record
+from services.order.store import Address, Customer, Fact, Item, Order, Status
 
 
 class Refused(Exception):
@@ -58,8 +57,7 @@ class PlacedOrder(BaseModel):
     Attributes:
         status: the furthest it has come.
         history: what it has reached, in the order of the business.
-        event_id: the id of its New Order Placed.
-        published: RabbitMQ has confirmed its New Order Placed.
+        event_id: the id of its New Order Placed, and so of the story that began with it.
     """
 
     order_id: UUID
@@ -70,22 +68,10 @@ class PlacedOrder(BaseModel):
     status: Status
     history: list[Reached]
     event_id: UUID
-    published: bool
-
-    @property
-    def event(self) -> NewOrderPlaced:
-        """Its New Order Placed, to be published under `event_id`."""
-        return NewOrderPlaced(
-            order_id=self.order_id,
-            customer_id=self.customer_id,
-            address_id=self.address_id,
-            lines=self.lines,
-            total=self.total,
-        )
 
 
 async def place(database: Database, wanted: WantedOrder) -> PlacedOrder:
-    """Check an order against the local copies, and store it. Publishing its `event` is the caller's.
+    """Check an order against the local copies, and store it together with its New Order Placed.
 
     Raises:
         Refused: it cannot be placed; the message says why.
@@ -96,38 +82,25 @@ async def place(database: Database, wanted: WantedOrder) -> PlacedOrder:
     if any(line.quantity < 1 for line in wanted.lines):
         raise Refused("A quantity is at least 1.")
     now = datetime.now(UTC)
-    async with database.write.begin() as session:
+    async with database.write() as session:
         await _check_customer_and_address(session, wanted)
         lines = [await _line(session, line) for line in wanted.lines]
         event = NewOrderPlaced(
-            order_id=time_ordered_id(),
+            order_id=uuid4(),
             customer_id=wanted.customer_id,
             address_id=wanted.address_id,
             lines=tuple(lines),
             total=_total(lines),
         )
-        order = Order(
-            order_id=event.order_id, event_id=time_ordered_id(), placed=event.model_dump(mode="json"), published=False
-        )
-        session.add(order)
-        await record(session, event.order_id, Status.PLACED, now)
+        told = Outgoing(event, source="order")
+        order = Order(order_id=event.order_id, event_id=told.event_id, placed=event.model_dump(mode="json"))
+        session.add_all([order, told, Fact(order_id=event.order_id, status=Status.PLACED, at=now)])
     return _placed_order(order, [Reached(status=Status.PLACED, at=now)])
-
-
-async def confirmed(database: Database, order_id: UUID) -> None:
-    """Note that RabbitMQ has confirmed the order's New Order Placed."""
-    async with database.write.begin() as session:
-        await session.execute(update(Order).where(Order.order_id == order_id).values(published=True))
 
 
 async def everything(database: Database) -> list[PlacedOrder]:
     """All orders, as they were placed one after the other."""
     return await _find(database, true())
-
-
-async def unpublished(database: Database) -> list[PlacedOrder]:
-    """The orders whose New Order Placed RabbitMQ has not confirmed."""
-    return await _find(database, Order.published.is_(False))
 
 
 async def find(database: Database, order_id: UUID) -> PlacedOrder | None:
@@ -142,20 +115,14 @@ async def _find(database: Database, which: ColumnElement[bool]) -> list[PlacedOr
         facts = await session.scalars(select(Fact).join(Order, Order.order_id == Fact.order_id).where(which))
         for fact in facts:
             history[fact.order_id].append(Reached(status=fact.status, at=fact.at))
-        orders = await session.scalars(select(Order).where(which).order_by(Order.order_id))
+        orders = await session.scalars(select(Order).where(which).order_by(Order.event_id))  # time-ordered
         return [_placed_order(order, history[order.order_id]) for order in orders]
 
 
 def _placed_order(order: Order, history: list[Reached]) -> PlacedOrder:
     progress = list(Status)
     history = sorted(history, key=lambda reached: progress.index(reached.status))
-    return PlacedOrder(
-        **order.placed,
-        status=history[-1].status,
-        history=history,
-        event_id=order.event_id,
-        published=order.published,
-    )
+    return PlacedOrder(**order.placed, status=history[-1].status, history=history, event_id=order.event_id)
 
 
 async def _check_customer_and_address(session: AsyncSession, wanted: WantedOrder) -> None:
@@ -189,9 +156,3 @@ def _total(lines: list[Line]) -> Money:
         )
     except ValidationError:
         raise Refused("The total is more than an order can cost.") from None
-
-
-def time_ordered_id() -> UUID:
-    """A UUIDv7 (RFC 9562). Orders sort by their ids as they were placed, and stories by their first events'."""
-    value = time.time_ns() // 1_000_000 << 80 | int.from_bytes(os.urandom(10))
-    return UUID(int=value & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62)

@@ -41,11 +41,9 @@ class Order(Base):
 
     order_id: Mapped[UUID] = mapped_column(primary_key=True)
     event_id: Mapped[UUID]
-    """The id of its New Order Placed, kept so that publishing it again is the same event."""
+    """The id of its New Order Placed, and so of the story that began with it."""
     placed: Mapped[dict[str, Any]]
     """The payload of its New Order Placed."""
-    published: Mapped[bool] = mapped_column(default=False)
-    """RabbitMQ has confirmed it."""
 
 
 class Fact(Base):
@@ -105,12 +103,3 @@ async def keep(session: AsyncSession, key: UUID, copy: Copy) -> None:
     known = await session.get(type(copy), key, with_for_update=True)
     if known is None or known.revision < copy.revision:
         await session.merge(copy)
-
-
-async def record(session: AsyncSession, order_id: UUID, status: Status, at: datetime) -> None:
-    """Record that an order has reached a status. Told twice, the earlier time stands."""
-    known = await session.get(Fact, (order_id, status), with_for_update=True)
-    if known is None:
-        session.add(Fact(order_id=order_id, status=status, at=at))
-    else:
-        known.at = min(known.at, at)

@@ -1,7 +1,7 @@
 """Packing: packs every new order.
 
-A duplicate of New Order Placed finds the order packed, does no work, and returns Order Packed again: the broker gives
-an event that a handler returns an id derived from its cause, so it is the same event and not a second one.
+That an order is packed and that Packing has said so are stored together, once for each event, however often it is
+delivered: see `broker.sql`. So nothing here asks whether it has been done already.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 from pydantic import NonNegativeFloat
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from broker import Context, Service
 from services.contracts import NewOrderPlaced, OrderPacked
-from services.contracts.storage import Database, open_database
+from services.contracts.storage import prepared
 from services.packing.store import Base, PackedOrder
 
 
@@ -29,33 +28,24 @@ class Settings(BaseSettings):
     working_time: NonNegativeFloat = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """What the handler works with."""
-
-    database: Database
-    working_time: float
-
-
 @asynccontextmanager
-async def lifespan(service: Service) -> AsyncIterator[Resources]:
-    """The database is open while the service runs."""
-    settings = Settings()
-    async with open_database(settings.database, Base.metadata) as database:
-        yield Resources(database, settings.working_time)
+async def lifespan() -> AsyncIterator[Settings]:
+    """The handler works with the settings of the start."""
+    yield Settings()
 
 
-service = Service("packing", publishes=[OrderPacked], lifespan=lifespan)
+service = Service(
+    "packing",
+    publishes=[OrderPacked],
+    database=lambda: prepared(Settings().database, Base.metadata),
+    lifespan=lifespan,
+)
 
 
 @service.on(NewOrderPlaced)
 async def pack(order: NewOrderPlaced, context: Context) -> OrderPacked:
-    """Pack the order, once."""
-    resources: Resources = context.resources
-    async with resources.database.read() as session:
-        known = await session.get(PackedOrder, order.order_id)
-    if known is None:
-        await asyncio.sleep(resources.working_time)
-        async with resources.database.write.begin() as session:
-            await session.merge(PackedOrder(order_id=order.order_id))  # a duplicate may have been as quick
+    """Pack the order."""
+    settings: Settings = context.resources
+    await asyncio.sleep(settings.working_time)
+    context.transaction.add(PackedOrder(order_id=order.order_id))
     return OrderPacked(order_id=order.order_id)

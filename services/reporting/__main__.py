@@ -15,7 +15,8 @@ from rich.live import Live
 from rich.table import Column, Table
 from sqlalchemy.exc import DBAPIError
 
-from services.contracts.storage import DatabaseUnusable, open_database
+from broker import DatabaseUnusable
+from services.contracts.storage import open_database
 from services.reporting import Settings, levels, service, view
 from services.reporting.levels import Levels, OrderLine
 from services.reporting.store import Base
@@ -30,7 +31,7 @@ app = typer.Typer(add_completion=False)
 def main(context: typer.Context) -> None:
     """Ordering levels. Without a command: run the service until SIGTERM.
 
-    Exit codes: 0 done, 1 unexpected failure, 2 called wrongly, 130 interrupted.
+    Exit codes: 0 done, 1 unexpected failure, 2 called wrongly, 7 database not usable, 130 interrupted.
     """
     if context.invoked_subcommand is None:
         service.run()
@@ -104,7 +105,7 @@ def run(command: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(command)
     except DatabaseUnusable as error:
-        fail(str(error), 1)
+        fail(str(error), error.exit_code)
     except DBAPIError as error:
         fail(f"The database failed: {error.orig}", 1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter, defaultdict
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from statistics import median
@@ -12,18 +12,16 @@ from uuid import UUID
 from pydantic import BaseModel
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.orm import aliased
 
 from services.contracts import Money
 from services.contracts.storage import Database
-from services.reporting.store import Order
+from services.reporting.store import Fact, Status, Total
 
 BARS = 30
 """Into how many equal parts the time looked at is divided."""
 LATEST = 1000
 """How many orders the times are taken from: the latest."""
-
-Time = InstrumentedAttribute[datetime | None]
 
 
 class Bar(BaseModel):
@@ -85,18 +83,16 @@ async def measure(database: Database, over: timedelta) -> Levels:
     """
     now = datetime.now(UTC)
     async with database.read() as session:
-        counts = await session.execute(
-            select(func.count(Order.placed_at), func.count(Order.packed_at), func.count(Order.dispatched_at))
-        )
-        placed, packed, dispatched = counts.one()
+        counts = await session.execute(select(Fact.status, func.count()).group_by(Fact.status))
+        reached = dict(counts.all())
         return Levels(
-            placed=placed,
-            packed=packed,
-            dispatched=dispatched,
+            placed=reached.get(Status.PLACED, 0),
+            packed=reached.get(Status.PACKED, 0),
+            dispatched=reached.get(Status.DISPATCHED, 0),
             revenue=await _revenue(session),
             times=Times(
-                placed_to_packed=await _took(session, Order.placed_at, Order.packed_at),
-                packed_to_dispatched=await _took(session, Order.packed_at, Order.dispatched_at),
+                placed_to_packed=await _took(session, Status.PLACED, Status.PACKED),
+                packed_to_dispatched=await _took(session, Status.PACKED, Status.DISPATCHED),
             ),
             levels=await _bars(session, now, over / BARS),
             as_of=now,
@@ -105,25 +101,29 @@ async def measure(database: Database, over: timedelta) -> Levels:
 
 async def orders(database: Database) -> list[OrderLine]:
     """Every order there is news of, by id."""
+    reached: dict[UUID, dict[Status, datetime]] = defaultdict(dict)
     async with database.read() as session:
-        return [_order_line(order) for order in await session.scalars(select(Order).order_by(Order.order_id))]
+        for fact in await session.scalars(select(Fact).order_by(Fact.order_id)):
+            reached[fact.order_id][fact.status] = fact.at
+        totals = {total.order_id: total for total in await session.scalars(select(Total))}
+    return [_order_line(order_id, times, totals.get(order_id)) for order_id, times in reached.items()]
 
 
 async def _revenue(session: AsyncSession) -> dict[str, Decimal]:
-    sums = await session.execute(
-        select(Order.currency, func.sum(Order.amount))
-        .where(Order.currency.is_not(None))
-        .group_by(Order.currency)
-        .order_by(Order.currency)
-    )
-    return {currency: amount for currency, amount in sums if currency is not None and amount is not None}
+    sums = select(Total.currency, func.sum(Total.amount)).group_by(Total.currency).order_by(Total.currency)
+    return dict((await session.execute(sums)).all())
 
 
-async def _took(session: AsyncSession, begin: Time, end: Time) -> Took | None:
+async def _took(session: AsyncSession, begin: Status, end: Status) -> Took | None:
+    before, after = aliased(Fact), aliased(Fact)
     latest = await session.execute(
-        select(begin, end).where(begin.is_not(None), end.is_not(None)).order_by(end.desc()).limit(LATEST)
+        select(before.at, after.at)
+        .join(after, after.order_id == before.order_id)
+        .where(before.status == begin, after.status == end)
+        .order_by(after.at.desc())
+        .limit(LATEST)
     )
-    took = sorted((after - before).total_seconds() for before, after in latest if before and after)
+    took = sorted((ended - began).total_seconds() for began, ended in latest)
     return Took(median=median(took), p95=took[math.ceil(0.95 * len(took)) - 1]) if took else None
 
 
@@ -131,30 +131,26 @@ async def _bars(session: AsyncSession, now: datetime, width: timedelta) -> list[
     """The bars stand at whole multiples of their width, so that they do not tremble; the last one is still growing."""
     first = now.timestamp() // width.total_seconds() - (BARS - 1)
     start = datetime.fromtimestamp(first * width.total_seconds(), UTC)
-    placed, packed, dispatched = [
-        await _counts(session, time, start, width) for time in (Order.placed_at, Order.packed_at, Order.dispatched_at)
-    ]
+    counts: Counter[tuple[Status, int]] = Counter()
+    for status, at in await session.execute(select(Fact.status, Fact.at).where(Fact.at >= start)):
+        counts[status, min((at - start) // width, BARS - 1)] += 1  # another machine's clock may be ahead of ours
     return [
-        Bar(start=start + bar * width, placed=placed[bar], packed=packed[bar], dispatched=dispatched[bar])
+        Bar(
+            start=start + bar * width,
+            placed=counts[Status.PLACED, bar],
+            packed=counts[Status.PACKED, bar],
+            dispatched=counts[Status.DISPATCHED, bar],
+        )
         for bar in range(BARS)
     ]
 
 
-async def _counts(session: AsyncSession, time: Time, start: datetime, width: timedelta) -> Sequence[int]:
-    counts = [0] * BARS
-    for at in await session.scalars(select(time).where(time >= start)):
-        if at is not None:
-            counts[min((at - start) // width, BARS - 1)] += 1  # another machine's clock may be ahead of ours
-    return counts
-
-
-def _order_line(order: Order) -> OrderLine:
-    known = order.amount is not None and order.currency is not None
+def _order_line(order_id: UUID, reached: dict[Status, datetime], total: Total | None) -> OrderLine:
     return OrderLine(
-        order_id=order.order_id,
-        status="dispatched" if order.dispatched_at else "packed" if order.packed_at else "placed",
-        total=Money(amount=order.amount, currency=order.currency) if known else None,
-        placed_at=order.placed_at,
-        packed_at=order.packed_at,
-        dispatched_at=order.dispatched_at,
+        order_id=order_id,
+        status=max(reached, key=list(Status).index),
+        total=None if total is None else Money(amount=total.amount, currency=total.currency),
+        placed_at=reached.get(Status.PLACED),
+        packed_at=reached.get(Status.PACKED),
+        dispatched_at=reached.get(Status.DISPATCHED),
     )

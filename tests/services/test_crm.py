@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email import message_from_bytes, policy
@@ -17,18 +17,20 @@ from uuid import UUID, uuid4
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
-from broker import Event
+from broker import Context, DatabaseUnusable, Event
 from broker.testing import Harness
 from services import crm
-from services.contracts import NewOrderPlaced, OrderDispatched, OrderPacked
-from services.contracts.storage import DatabaseUnusable, open_database
-from services.crm import follow_up, records
+from services.contracts import CustomerDetailsChanged, NewOrderPlaced, OrderDispatched, OrderPacked
+from services.contracts.storage import Database, open_database
+from services.crm import follow_up, records, sender
 from services.crm.records import CustomerRecord
-from services.crm.store import CLAIM, Base, Customer, FollowUpInHand, claim, release, sent
+from services.crm.sender import State
+from services.crm.store import Base, Customer
 from tests.services import making
 from tests.services.commands import Commands
+from tests.waiting import until
 
 ADA = making.customer()
 AT = datetime(2025, 6, 1, 12, tzinfo=UTC)
@@ -41,9 +43,34 @@ async def record_of(customer_id: UUID) -> CustomerRecord | None:
 
 def emails(data: Path) -> dict[str, EmailMessage]:
     """What lies in the outbox, by order id."""
-    read = {path: message_from_bytes(path.read_bytes(), policy=policy.SMTP) for path in (data / "outbox").iterdir()}
-    assert all(path.suffix == ".eml" for path in read)
+    read = {path: message_from_bytes(path.read_bytes(), policy=policy.SMTP) for path in (data / "outbox").glob("*.eml")}
     return {path.stem: message for path, message in read.items()}
+
+
+async def come(customer_id: UUID) -> list[tuple[State, str | None]]:
+    """How far the e-mails to a customer have come."""
+    record = await record_of(customer_id)
+    assert record is not None
+    return [(order.follow_up.state, order.follow_up.reason) for order in record.orders]
+
+
+async def all_come(customer_id: UUID, state: State) -> None:
+    """Wait until all e-mails to a customer have come so far."""
+
+    async def have() -> bool:
+        return {found for found, _ in await come(customer_id)} == {state}
+
+    await until(have)
+
+
+async def have_reasons(customer_id: UUID) -> list[str]:
+    """Wait until there is a reason for each e-mail to a customer why it is not sent."""
+
+    async def reasons() -> list[str]:
+        found = [reason for _, reason in await come(customer_id) if reason]
+        return found if len(found) == len(await come(customer_id)) else []
+
+    return await until(reasons)
 
 
 def part(message: EmailMessage, kind: str) -> str:
@@ -51,6 +78,12 @@ def part(message: EmailMessage, kind: str) -> str:
     assert body is not None
     content: str = body.get_content()
     return content
+
+
+@pytest.fixture
+async def database(data: Path) -> AsyncIterator[Database]:
+    async with open_database(crm.Settings().database, Base.metadata) as database:
+        yield database
 
 
 # Records
@@ -71,6 +104,7 @@ async def test_the_record_does_not_depend_on_the_order_of_arrival(steps: tuple[s
             await shop.settled()
         await shop.advance(seconds=1)
         assert shop.dead("crm") == []
+        await all_come(ADA.customer_id, State.SENT)
     record = await record_of(ADA.customer_id)
     assert record is not None
     [known] = record.orders
@@ -109,6 +143,7 @@ async def test_an_order_of_an_unknown_customer_comes_back_and_is_written_about_o
         await shop.advance(seconds=1)
         await shop.advance(hours=1)
         assert shop.dead("crm") == []
+        await all_come(ADA.customer_id, State.SENT)
     assert list(emails(data)) == [str(order.order_id)]
 
 
@@ -219,8 +254,8 @@ async def test_duplicates_of_an_order_make_one_email(data: Path) -> None:
         await shop.settled()
         for _ in range(20):
             await shop.publish(order)
-            await shop.publish(order.model_copy(), id=uuid4())
         await shop.settled()
+        await all_come(ADA.customer_id, State.SENT)
         first = (data / "outbox" / f"{order.order_id}.eml").read_bytes()
         await shop.publish(making.customer(ADA.customer_id, 2, name="Countess Lovelace"))
         await shop.settled()
@@ -240,11 +275,31 @@ async def test_an_outbox_that_fails_for_a_while_loses_no_email(data: Path) -> No
         for order in orders:
             await shop.publish(order)
         await shop.settled()
+        await have_reasons(ADA.customer_id)
         (data / "outbox").unlink()
         (data / "outbox").mkdir()
-        await shop.advance(seconds=1)
-        assert shop.dead("crm") == []
+        await all_come(ADA.customer_id, State.SENT)
     assert set(emails(data)) == {str(order.order_id) for order in orders}
+
+
+async def test_an_email_that_was_stored_is_written_by_the_next_process(data: Path) -> None:
+    order = making.placed(ADA.customer_id)
+    async with open_database(crm.Settings().database, Base.metadata) as database:
+        await take(database, ADA, order)
+    async with Harness(crm.service):
+        await all_come(ADA.customer_id, State.SENT)
+    assert list(emails(data)) == [str(order.order_id)]
+
+
+async def take(database: Database, *events: Event) -> None:
+    """Handle events as they arrive; nobody sends e-mails."""
+    async with database.write() as session:
+        context = Context(resources=crm.Settings(), transaction=session)
+        for event in events:
+            if isinstance(event, NewOrderPlaced):
+                await crm.record_and_write(event, context)
+            elif isinstance(event, CustomerDetailsChanged):
+                await crm.keep_details(event, context)
 
 
 @pytest.mark.parametrize("where", ["file/outbox", "/proc/outbox"])
@@ -271,11 +326,14 @@ class Smtp:
         failing: how many e-mails it refuses first.
         rude: it answers QUIT with an error.
         slow: seconds that it takes to store an e-mail.
+        silent: it stores an e-mail and hangs up.
     """
 
     failing: int = 0
     rude: bool = False
     slow: float = 0
+    silent: bool = False
+    bodies: list[bytes] = field(default_factory=list)
     mails: list[EmailMessage] = field(default_factory=list)
     recipients: list[str] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
@@ -295,7 +353,10 @@ class Smtp:
                 writer.write(b"354 go on\r\n")
                 body = await reader.readuntil(b"\r\n.\r\n")
                 await asyncio.sleep(self.slow)
+                self.bodies.append(body.removesuffix(b".\r\n"))
                 self.mails.append(message_from_bytes(body[:-5], policy=policy.SMTP))
+                if self.silent:
+                    break
                 answer = "250 stored"
             else:
                 if verb.startswith("RCPT"):
@@ -327,29 +388,83 @@ async def test_the_email_goes_out_by_smtp_once(data: Path, monkeypatch: pytest.M
             for _ in range(5):
                 await shop.publish(order)
             await shop.settled()
-            await shop.advance(hours=1)
+            await all_come(ADA.customer_id, State.SENT)
             assert shop.dead("crm") == []
     assert [mail["Message-ID"] for mail in smtp.mails] == [f"<{order.order_id}@example.com>"]
     assert smtp.recipients == ["rcpt TO:<ada@example.com>"]
-    assert part(smtp.mails[0], "plain") == part(emails(data)[str(order.order_id)], "plain")
+    assert smtp.bodies == [(data / "outbox" / f"{order.order_id}.eml").read_bytes()]
 
 
-async def test_a_server_that_refuses_for_a_while_gets_it_by_the_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
-    order = making.placed(ADA.customer_id)
-    async with smtp_server(Smtp(failing=2)) as smtp:
+async def test_of_several_senders_one_sends(database: Database, tmp_path: Path) -> None:
+    orders = [making.placed(ADA.customer_id) for _ in range(10)]
+    await take(database, ADA, *orders)
+    async with smtp_server(Smtp()) as smtp, AsyncExitStack() as stack:
+        for _ in range(3):
+            other = await stack.enter_async_context(open_database(crm.Settings().database, Base.metadata))
+            await stack.enter_async_context(sender.Sender(other, tmp_path, SecretStr(smtp.url)).running())
+        await all_come(ADA.customer_id, State.SENT)
+    assert len(smtp.mails) == len({mail["Message-ID"] for mail in smtp.mails}) == len(orders)
+
+
+async def test_a_server_that_refuses_for_a_while_gets_it_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with smtp_server(Smtp(failing=1)) as smtp:
         monkeypatch.setenv("CRM_SMTP_URL", smtp.url)
         async with Harness(crm.service) as shop:
             await shop.publish(ADA)
             await shop.settled()
-            await shop.publish(order)
+            await shop.publish(making.placed(ADA.customer_id))
             await shop.settled()
+            await until(lambda: smtp.failing == 0)
             assert smtp.mails == []
-            await shop.advance(seconds=6)
+            await all_come(ADA.customer_id, State.SENT)
             assert shop.dead("crm") == []
     assert len(smtp.mails) == 1
 
 
-async def test_no_password_goes_to_a_server_without_encryption(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_an_answer_it_is_in_doubt_until_a_person_decides(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = making.placed(ADA.customer_id)
+    await take(database, ADA, order)
+    async with smtp_server(Smtp(silent=True)) as smtp:
+        async with sender.Sender(database, tmp_path, SecretStr(smtp.url)).running():
+            await all_come(ADA.customer_id, State.IN_DOUBT)
+            smtp.silent = False
+            await asyncio.sleep(2 * sender.POLL)
+            assert len(smtp.mails) == 1
+        run = Commands()
+        for words in (["list"], ["show", str(ADA.customer_id)]):
+            shown = await asyncio.to_thread(run, "crm", *words)
+            assert f"follow-up of order {order.order_id} in doubt:" in " ".join(shown.stdout.split())
+        released = await asyncio.to_thread(run, "crm", "release", str(order.order_id))
+        assert (released.exit_code, "is sent again" in released.stdout) == (0, True)
+        async with sender.Sender(database, tmp_path, SecretStr(smtp.url)).running():
+            await all_come(ADA.customer_id, State.SENT)
+        assert len(smtp.mails) == 2
+        again = await asyncio.to_thread(run, "crm", "release", str(order.order_id))
+        assert (again.exit_code, "is sent." in again.stderr) == (2, True)
+
+
+async def test_whoever_claimed_an_email_and_died_leaves_it_in_doubt(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = making.placed(ADA.customer_id)
+    await take(database, ADA, order)
+    assert await sender.claim(database, order.order_id)
+    assert not await sender.claim(database, order.order_id)
+    assert await sender.waiting(database) == []
+    assert await come(ADA.customer_id) == [(State.SENDING, None)]
+    assert await sender.release(database, order.order_id) is State.SENDING
+    monkeypatch.setattr(sender, "CLAIM", -sender.CLAIM)
+    assert await come(ADA.customer_id) == [(State.IN_DOUBT, None)]
+    assert await sender.release(database, order.order_id) is State.IN_DOUBT
+    assert len(await sender.waiting(database)) == 1
+    assert await sender.release(database, uuid4()) is None
+
+
+async def test_no_password_goes_to_a_server_without_encryption(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     async with smtp_server(Smtp()) as smtp:
         monkeypatch.setenv("CRM_SMTP_URL", smtp.url.replace("//", "//shop:geheim@"))
         async with Harness(crm.service) as shop:
@@ -357,25 +472,10 @@ async def test_no_password_goes_to_a_server_without_encryption(monkeypatch: pyte
             await shop.settled()
             await shop.publish(making.placed(ADA.customer_id))
             await shop.settled()
-            await shop.advance(hours=1)
-            [letter] = shop.dead("crm")
-            assert "no password is sent" in letter.reason
-            assert "geheim" not in shop.story
+            [reason] = await have_reasons(ADA.customer_id)
+    assert "no password is sent" in reason
+    assert "geheim" not in "".join([reason, *capfd.readouterr()])
     assert (smtp.mails, "AUTH" in smtp.commands) == ([], False)
-
-
-async def test_who_claimed_a_follow_up_and_died_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    order_id = uuid4()
-    async with open_database(crm.Settings().database, Base.metadata) as database:
-        assert await claim(database, order_id)
-        with pytest.raises(FollowUpInHand, match=str(order_id)):
-            await claim(database, order_id)
-        monkeypatch.setattr(crm.store, "CLAIM", -CLAIM)
-        await release(database, order_id)
-        assert await claim(database, order_id)
-        assert await claim(database, order_id)
-        await sent(database, order_id)
-        assert not await claim(database, order_id)
 
 
 @pytest.mark.parametrize(
@@ -404,6 +504,7 @@ def test_records_can_be_looked_at(data: Path) -> None:
             await shop.settled()
             await shop.publish(order)
             await shop.settled()
+            await all_come(ADA.customer_id, State.SENT)
 
     asyncio.run(fill())
     run = Commands()
@@ -412,6 +513,7 @@ def test_records_can_be_looked_at(data: Path) -> None:
     [known] = record["orders"]
     assert (known["order_id"], known["status"]) == (str(order.order_id), "placed")
     assert known["email"] == str(data / "outbox" / f"{order.order_id}.eml")
+    assert known["follow_up"] == {"state": "sent", "reason": None}
     assert "Ada Lovelace" in run("crm", "list").stdout
     assert "Ada Lovelace" in run("crm", "show", str(ADA.customer_id)).stdout
     unknown = run("crm", "show", str(uuid4()))

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker import BrokerError, ConnectionFailed, Context, Event, NotConfirmed
+from broker import Context, Event
 from broker.testing import Harness
 from services import order
 from services.contracts import (
@@ -31,7 +31,7 @@ from services.order import copies, orders
 from services.order.orders import NotKnownYet, Refused, WantedLine, WantedOrder
 from services.order.store import Base
 from tests.services import making
-from tests.services.commands import Commands, Remembering
+from tests.services.commands import Commands, outgoing
 
 ADA, EVE, LAMP, CHAIR, DOLLARS, HOME, EVES = (uuid4() for _ in range(7))
 KNOWN: list[Event] = [
@@ -63,7 +63,8 @@ async def take(database: Database, events: Iterable[Event]) -> None:
         OrderDispatched: order.record_status,
     }
     for event in events:
-        await handlers[type(event)](event, Context(resources=order.Resources(database)))  # type: ignore[operator]
+        async with database.write() as session:
+            await handlers[type(event)](event, Context(transaction=session))  # type: ignore[operator]
 
 
 def wanted(*lines: tuple[UUID, int], customer: UUID = ADA, address: UUID = HOME) -> WantedOrder:
@@ -137,7 +138,7 @@ def test_a_total_is_exact(lines: list[tuple[Decimal, int]]) -> None:
                 await take(database, [*KNOWN, *items])
                 chosen = [(item.item_id, quantity) for item, (_, quantity) in zip(items, lines, strict=True)]
                 placed = await orders.place(database, wanted(*chosen))
-                return NewOrderPlaced.model_validate_json(placed.event.model_dump_json()).total.amount
+                return orders.PlacedOrder.model_validate_json(placed.model_dump_json()).total.amount
 
     assert asyncio.run(total()) == sum(price * quantity for price, quantity in lines)
 
@@ -179,16 +180,16 @@ async def test_only_what_may_still_arrive_is_not_known_yet(database: Database) -
 async def test_the_status_does_not_depend_on_the_order_of_arrival(
     database: Database, steps: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each fact arrives twice, and the later facts may come before the order is known at all."""
-    order_id = orders.time_ordered_id()
-    monkeypatch.setattr(orders, "time_ordered_id", lambda: order_id)
+    """The later facts may come before the order is known at all."""
+    order_id = uuid4()
+    monkeypatch.setattr(orders, "uuid4", lambda: order_id)
     arrived: set[str] = set()
     for step in steps:
         if step == "placed":
             await orders.place(database, wanted())
         else:
             event = OrderPacked(order_id=order_id) if step == "packed" else OrderDispatched(order_id=order_id)
-            await take(database, [event, event])
+            await take(database, [event])
         arrived.add(step)
         known = await orders.find(database, order_id)
         if "placed" not in arrived:
@@ -200,23 +201,12 @@ async def test_the_status_does_not_depend_on_the_order_of_arrival(
         assert known.status == reached[-1]
 
 
-async def test_of_two_times_for_one_fact_the_earlier_stands(database: Database) -> None:
-    placed = await orders.place(database, wanted())
-    packed = OrderPacked(order_id=placed.order_id)
-    times = [Context().time for _ in range(2)]
-    for time in reversed(times):
-        await order.record_status(packed, Context(resources=order.Resources(database), time=time))
-    known = await orders.find(database, placed.order_id)
-    assert known is not None
-    assert known.history[-1].at == min(times)
-
-
 async def test_facts_about_an_order_of_somebody_else_show_nowhere(database: Database) -> None:
     await take(database, [OrderPacked(order_id=uuid4()), OrderDispatched(order_id=uuid4())])
     assert await orders.everything(database) == []
 
 
-async def test_its_handlers_take_duplicates_from_the_broker() -> None:
+async def test_duplicates_change_nothing() -> None:
     placed_elsewhere = OrderPacked(order_id=uuid4())
     async with Harness(order.service) as shop:
         for event in [*KNOWN, placed_elsewhere] * 2:
@@ -227,28 +217,24 @@ async def test_its_handlers_take_duplicates_from_the_broker() -> None:
         assert len((await copies.everything(database)).items) == 3
 
 
-def test_ids_are_ordered_by_time() -> None:
-    ids = []
+async def test_orders_are_listed_and_told_of_as_they_were_placed(database: Database) -> None:
+    placed = []
     for _ in range(3):
-        ids.append(orders.time_ordered_id())
-        ids.append(orders.time_ordered_id())
-    assert all(each.version == 7 for each in ids)
-    assert [each.int >> 80 for each in ids] == sorted(each.int >> 80 for each in ids)
-    assert len(set(ids)) == len(ids)
+        placed.append(await orders.place(database, wanted()))
+        await asyncio.sleep(0.002)  # the ids of events know milliseconds
+    assert await orders.everything(database) == placed
+    async with Harness(order.service) as shop:
+        await shop.settled()
+        told = shop.published(NewOrderPlaced)
+    assert {event.order_id for event in told} == {one.order_id for one in placed}
+    assert {(event.lines, event.total) for event in told} == {(one.lines, one.total) for one in placed}
 
 
 # The commands
 
 
 @pytest.fixture
-def broker(monkeypatch: pytest.MonkeyPatch) -> Remembering:
-    broker = Remembering()
-    monkeypatch.setattr("services.order.__main__.Broker", broker)
-    return broker
-
-
-@pytest.fixture
-def run(broker: Remembering) -> Commands:
+def run() -> Commands:
     """The commands of a service that knows `KNOWN`."""
 
     async def know() -> None:
@@ -262,14 +248,13 @@ def run(broker: Remembering) -> Commands:
 PLACE = ["place", "--customer", str(ADA), "--address", str(HOME), "--line", f"{LAMP}=2"]
 
 
-def test_placing_stores_publishes_and_prints(run: Commands, broker: Remembering) -> None:
+def test_placing_stores_the_order_with_its_event_and_prints(run: Commands) -> None:
     placed = run.json("order", *PLACE, "--line", f"{CHAIR}=1")
-    [(event, event_id)] = broker.published
-    assert isinstance(event, NewOrderPlaced)
-    assert (str(event.order_id), str(event_id)) == (placed["order_id"], placed["event_id"])
-    assert event.model_dump(mode="json")["lines"] == placed["lines"]
+    [told] = outgoing("order")
+    assert (told["type"], told["source"], told["id"]) == ("New Order Placed", "order", placed["event_id"])
+    assert told["data"] == {field: placed[field] for field in told["data"]}
     assert placed["total"] == {"amount": "39.90", "currency": "EUR"}
-    assert (placed["status"], placed["published"]) == ("placed", True)
+    assert placed["status"] == "placed"
     assert run.json("order", "list") == [placed]
     assert run.json("order", "show", placed["order_id"]) == placed
     assert "39.90 EUR" in run("order", "show", placed["order_id"]).stdout
@@ -277,9 +262,9 @@ def test_placing_stores_publishes_and_prints(run: Commands, broker: Remembering)
     assert run("order", *PLACE).stdout.startswith("Placed order ")
 
 
-def test_a_refused_order_is_not_published(run: Commands, broker: Remembering) -> None:
+def test_a_refused_order_is_not_told_of(run: Commands) -> None:
     result = run("order", *PLACE, "--line", f"{LAMP}=0")
-    assert (result.exit_code, result.stdout, broker.events) == (2, "", [])
+    assert (result.exit_code, result.stdout, outgoing("order")) == (2, "", [])
     assert result.stderr == "A quantity is at least 1.\n"
 
 
@@ -297,11 +282,11 @@ def test_a_refused_order_is_not_published(run: Commands, broker: Remembering) ->
         ["show", str(uuid4())],
     ],
 )
-def test_calling_it_wrongly_is_exit_code_2(arguments: list[str], run: Commands, broker: Remembering) -> None:
-    assert (run("order", *arguments, stdin="").exit_code, broker.events) == (2, [])
+def test_calling_it_wrongly_is_exit_code_2(arguments: list[str], run: Commands) -> None:
+    assert (run("order", *arguments, stdin="").exit_code, outgoing("order")) == (2, [])
 
 
-def test_many_are_placed_from_lines_and_a_refused_line_stops_nobody(run: Commands, broker: Remembering) -> None:
+def test_many_are_placed_from_lines_and_a_refused_line_stops_nobody(run: Commands) -> None:
     good = wanted((LAMP, 1)).model_dump_json()
     result = run(
         "order",
@@ -316,34 +301,10 @@ def test_many_are_placed_from_lines_and_a_refused_line_stops_nobody(run: Command
     assert [line.get("line") for line in printed] == [None, 2, 4, None]
     assert printed[2]["refused"] == "A quantity is at least 1."
     assert "line 4: A quantity is at least 1." in result.stderr
-    assert [str(event.model_dump()["order_id"]) for event in broker.events] == [
+    assert [event["data"]["order_id"] for event in outgoing("order")] == [
         printed[0]["order_id"],
         printed[3]["order_id"],
     ]
-
-
-@pytest.mark.parametrize(
-    ("failure", "exit_code"),
-    [(NotConfirmed("No answer within 10 s."), 6), (ConnectionFailed("No RabbitMQ answers."), 3)],
-)
-def test_an_order_that_was_not_confirmed_is_published_later_as_the_same_event(
-    failure: BrokerError, exit_code: int, run: Commands, broker: Remembering
-) -> None:
-    if exit_code == 3:
-        broker.connecting = failure
-    else:
-        broker.publishing = failure
-    result = run("order", *PLACE, "--json")
-    placed = json.loads(result.stdout)
-    assert (result.exit_code, placed["published"]) == (exit_code, False)
-    assert f"{failure} Publish it with: python -m services.order publish" in result.stderr
-    assert "not published" in run("order", "show", placed["order_id"]).stdout
-    assert run("order", "publish").exit_code == exit_code
-    broker.connecting = broker.publishing = None
-    assert run.json("order", "publish") == {"published": 1}
-    assert [str(event_id) for _, event_id in broker.published] == [placed["event_id"]]
-    assert run.json("order", "publish") == {"published": 0}
-    assert run.json("order", "show", placed["order_id"]) == placed | {"published": True}
 
 
 def test_waiting_for_a_customer_whose_event_is_on_its_way(run: Commands, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,9 @@
-"""Customer, catalog and address: they own their entities, and tell of every change with its revision."""
+"""Customer, catalog and address: they own their entities, and tell of every change with its revision, once."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -16,7 +16,7 @@ from broker.testing import Harness
 from services import address, catalog, customer
 from services.address import addresses
 from services.catalog import items
-from services.contracts import Money
+from services.contracts import CustomerDetailsChanged, Money
 from services.contracts.storage import Database, open_database
 from services.customer import customers
 
@@ -132,13 +132,26 @@ async def test_everything_comes_in_the_order_of_ids(database: Database) -> None:
     assert ids == sorted(ids, key=str)
 
 
-@pytest.mark.parametrize(
-    ("service", "tables"), [(customer.service, "customer"), (catalog.service, "catalog"), (address.service, "address")]
-)
-async def test_an_owners_process_listens_to_nothing_and_creates_its_database(
-    data: Path, service: Service, tables: Callable[[], None]
-) -> None:
+async def test_a_change_is_stored_and_told_or_neither(database: Database) -> None:
+    """What the commands stored while the service did not run is published by its process, once, in order."""
+    [added] = await customers.add(database, [ada()])
+    changed = await customers.change(database, added.customer_id, name="Ada Lovelace")
+    with pytest.raises(customers.Refused):
+        await customers.add(database, [ada(), ada(added.customer_id)])
+    async with Harness(customer.service) as shop:
+        await shop.settled()
+        assert shop.published(CustomerDetailsChanged) == [added, changed]
+        assert await customers.announce(database) == 1
+        await shop.settled()
+        assert shop.published(CustomerDetailsChanged) == [added, changed, changed]
+    async with Harness(customer.service) as shop:
+        await shop.settled()
+        assert shop.published(CustomerDetailsChanged) == []
+
+
+@pytest.mark.parametrize("service", [customer.service, catalog.service, address.service], ids=lambda it: it.name)
+async def test_an_owners_process_listens_to_nothing_and_creates_its_database(data: Path, service: Service) -> None:
     async with Harness(service) as shop:
         await shop.settled()
     assert service.subscribes == []
-    assert (data / f"{tables}.db").exists()
+    assert (data / f"{service.name}.db").exists()
