@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from sqlalchemy import Connection, delete, event, insert, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.util import await_only
 from structlog.typing import FilteringBoundLogger
 
 from broker.envelope import Envelope
@@ -49,6 +51,8 @@ MOST = 20
 PRUNE_EVERY = 3600.0
 """Seconds."""
 PRUNE_AT_ONCE = 500
+READS = re.compile(r"\s*(SELECT|VALUES|EXPLAIN|PRAGMA|BEGIN|SAVEPOINT|RELEASE|ROLLBACK)\b", re.IGNORECASE)
+"""Statements that need no write lock. Others may: so few words that nothing that writes begins with them."""
 NOT_YOURS = (
     "A handler does not end its transaction: it is committed when the handler has succeeded, with the inbox and "
     "what it publishes. To undo everything, raise; to undo a part, use context.transaction.begin_nested()."
@@ -102,6 +106,40 @@ class Again(Exception):
         super().__init__(str(error))
         self.meaning = meaning
         self.error = error
+
+
+class Turn:
+    """A transaction's turn to write, on SQLite: one writer at a time. It ends with the ``async with``.
+
+    A handler's first writing statement takes SQLite's write lock. So the turn is taken before it: whoever had the turn
+    without the lock, and whoever had the lock without the turn, would wait for each other.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._stack = AsyncExitStack()
+        self._taken = False
+
+    async def __aenter__(self) -> Turn:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._stack.aclose()
+
+    async def take(self) -> None:
+        """Wait for it, if it is not taken already."""
+        if not self._taken:
+            await self._stack.enter_async_context(self._store.in_turn())
+            self._taken = True
+
+    def take_before_writing(self, connection: AsyncConnection) -> None:
+        """From now on, every statement of a connection that may write waits for it."""
+
+        def before(_: Connection, __: object, statement: str, *rest: object) -> None:
+            if not self._taken and not READS.match(statement):
+                await_only(self.take())
+
+        event.listen(connection.sync_connection, "before_cursor_execute", before)
 
 
 class SqlTransactions:
@@ -161,21 +199,21 @@ class SqlTransactions:
             async with self._store.engine.connect() as connection:
                 if await self._is_known(connection, entry):
                     return False
-                async with AsyncExitStack() as stack:
+                async with Turn(self._store) as turn:
                     if self._store.sqlite:
                         await connection.rollback()  # what was read is no part of the transaction
                         await connection.begin()
                         if alone:
-                            await stack.enter_async_context(self._store.in_turn())
+                            await turn.take()
                             await connection.exec_driver_sql("BEGIN IMMEDIATE")
+                        turn.take_before_writing(connection)
                     transaction = connection.get_transaction()
                     session = _session(connection, envelope)
                     try:
                         phase = Phase.HANDLING
                         publications = await handle(session)
                         rows = [self._row(publication) for publication in publications]
-                        if not alone:
-                            await stack.enter_async_context(self._store.in_turn())
+                        await turn.take()
                         await session.flush()
                         await session.run_sync(Session.commit)  # ends the session's part alone
                         if transaction is None or not transaction.is_active:

@@ -1,0 +1,299 @@
+"""The database goes away and comes back: deliveries wait, nothing goes down the ladder, and people are told."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import event as events
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from broker import Context, Service
+from broker.sql.database import make_engine
+from broker.sql.inbox import _pause
+from tests.parcels import ParcelSent, ParcelWeighed, weighed
+from tests.sql.effects import Market, Process, packing, stored
+from tests.waiting import until
+
+Lines = list[dict[str, Any]]
+
+
+class Gate:
+    """A way to PostgreSQL's socket that can be closed: open connections are cut, new ones refused."""
+
+    def __init__(self, target: str, path: Path) -> None:
+        self._target, self._path = target, path
+        self._server: asyncio.Server | None = None
+        self._open: set[asyncio.StreamWriter] = set()
+
+    async def open(self) -> None:
+        self._server = await asyncio.start_unix_server(self._serve, self._path)
+
+    async def close(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        self._path.unlink(missing_ok=True)
+        for writer in list(self._open):
+            writer.transport.abort()
+        await until(lambda: not self._open)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_unix_connection(self._target)
+        both = {writer, far_writer}
+        self._open |= both
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._pass_on(reader, far_writer))
+                group.create_task(self._pass_on(far_reader, writer))
+        finally:
+            for each in both:
+                each.transport.abort()
+            self._open -= both
+
+    @staticmethod
+    async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        except OSError:
+            pass
+        finally:
+            writer.transport.abort()
+
+
+@pytest.fixture
+async def gate(postgresql_url: str, tmp_path: Path) -> AsyncIterator[Gate]:
+    host = make_url(postgresql_url).query["host"]
+    made = Gate(f"{host}/.s.PGSQL.5432", tmp_path / ".s.PGSQL.5432")
+    await made.open()
+    yield made
+    await made.close()
+
+
+def through(gate: Path, url: str) -> str:
+    return make_url(url).update_query_dict({"host": str(gate)}).render_as_string(hide_password=False)
+
+
+def told(lines: Lines) -> list[str]:
+    return [line["event"] for line in lines if line["event"].startswith("database ")]
+
+
+async def handled(market: Market) -> None:
+    await until(lambda: market.waiting("packing") == 0)
+
+
+async def one_outage(market: Market, process: Process, lines: Lines) -> None:
+    """With the database away: a delivery waits, health says so, and it is told once."""
+    await until(lambda: any("cannot be used" in problem for problem in process.problems()))
+    await market.outside.publish(weighed(2))
+    for _ in range(5):
+        await asyncio.sleep(0.05)  # several tries
+    assert market.waiting("packing") >= 1
+    assert market.on_the_ladder("packing") == 0
+    assert told(lines) == ["database away"]
+
+
+async def test_postgresql_cannot_be_reached_for_a_while(
+    postgresql_url: str, database: AsyncEngine, market: Market, gate: Gate, tmp_path: Path, lines: Lines
+) -> None:
+    async with market.process(packing(through(tmp_path, postgresql_url))) as process:
+        await market.outside.publish(weighed(1))
+        await handled(market)
+        await gate.close()
+        await market.outside.publish(weighed(1))
+        await one_outage(market, process, lines)
+        await gate.open()
+        await handled(market)
+        await until(lambda: process.problems() == [])
+        await until(lambda: _is(database, (3, 3, 0)))
+    assert told(lines) == ["database away", "database back"]
+    assert market.on_the_ladder("packing") == 0
+
+
+async def test_a_backend_that_is_terminated_while_a_handler_runs_costs_nothing(
+    postgresql_url: str, database: AsyncEngine, market: Market
+) -> None:
+    service, calls, go = Service("packing", database=postgresql_url), [], asyncio.Event()
+
+    @service.on(ParcelWeighed)
+    async def pack(event: ParcelWeighed, context: Context) -> ParcelSent:
+        calls.append(event)
+        await context.transaction.execute(
+            text(f"INSERT INTO effects (parcel_id, grams) VALUES ('{event.parcel_id}', 1)")
+        )
+        if len(calls) == 1:
+            await go.wait()
+            await context.transaction.execute(text("SELECT 1"))
+        return ParcelSent(parcel_id=event.parcel_id)
+
+    async with market.process(service) as process:
+        await market.outside.publish(weighed())
+        await until(lambda: calls)
+        async with database.begin() as connection:
+            await connection.execute(
+                text(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+            )
+        go.set()
+        await handled(market)
+        await until(lambda: process.problems() == [])
+        await until(lambda: _is(database, (1, 1, 0)))
+        await market.outside.publish(weighed())
+        await until(lambda: _is(database, (2, 2, 0)))
+    assert len(calls) == 3
+    assert market.on_the_ladder("packing") == 0
+
+
+async def _is(database: AsyncEngine, wanted: tuple[int, int, int]) -> bool:
+    return await stored(database) == wanted
+
+
+@asynccontextmanager
+async def breakable(url: str) -> AsyncIterator[tuple[AsyncEngine, list[sqlite3.Error]]]:
+    """An engine whose every statement fails with what is in the list, if anything is."""
+    engine, failing = make_engine(make_url(url), 10), list[sqlite3.Error]()
+
+    @events.listens_for(engine.sync_engine, "do_execute")
+    def fail(*_: object) -> None:
+        if failing:
+            raise failing[0]
+
+    yield engine, failing
+    await engine.dispose()
+
+
+def failure(name: str) -> sqlite3.Error:
+    error = sqlite3.OperationalError(name)
+    error.sqlite_errorcode = getattr(sqlite3, name)
+    error.sqlite_errorname = name
+    return error
+
+
+@pytest.mark.parametrize(
+    "name", ["SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_FULL", "SQLITE_READONLY", "SQLITE_IOERR_WRITE"]
+)
+async def test_sqlite_cannot_be_used_for_a_while(
+    sqlite_url: str, database: AsyncEngine, market: Market, lines: Lines, name: str
+) -> None:
+    async with breakable(sqlite_url) as (engine, failing), market.process(packing(engine)) as process:
+        failing.append(failure(name))
+        await market.outside.publish(weighed(1))
+        await one_outage(market, process, lines)
+        assert any(name in problem for problem in process.problems())
+        failing.clear()
+        await handled(market)
+        await until(lambda: process.problems() == [])
+        await until(lambda: _is(database, (2, 2, 0)))
+    assert told(lines) == ["database away", "database back"]
+    assert market.on_the_ladder("packing") == 0
+
+
+@pytest.mark.parametrize("name", ["SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR"])
+async def test_before_a_handler_is_called_nothing_is_its_failure(
+    sqlite_url: str, database: AsyncEngine, market: Market, lines: Lines, name: str
+) -> None:
+    """A table is missing, a login refused: every event would go to the dead letters, one after the other."""
+    async with breakable(sqlite_url) as (engine, failing), market.process(packing(engine)) as process:
+        failing.append(failure(name))
+        await market.outside.publish(weighed(1))
+        await one_outage(market, process, lines)
+        failing.clear()
+        await handled(market)
+        await until(lambda: _is(database, (2, 2, 0)))
+    assert market.on_the_ladder("packing") == 0
+
+
+async def test_a_full_disk_is_waited_for(sqlite_url: str, database: AsyncEngine, market: Market, lines: Lines) -> None:
+    engine, most = make_engine(make_url(sqlite_url), 2), [0]
+
+    @events.listens_for(engine.sync_engine, "checkout")
+    def limit(connection: Any, *_: object) -> None:
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA max_page_count = {most[0] or 2**30}")
+        cursor.close()
+
+    service = Service("packing", database=engine)
+
+    @service.on(ParcelWeighed)
+    async def pack(event: ParcelWeighed, context: Context) -> None:
+        await context.transaction.execute(
+            text("INSERT INTO counters (name, value) VALUES (:name, zeroblob(100000))"), {"name": str(event.parcel_id)}
+        )
+
+    async with database.connect() as connection:
+        most[0] = (await connection.execute(text("PRAGMA page_count"))).scalar_one()
+    async with market.process(service) as process:
+        await market.outside.publish(weighed(1))
+        await one_outage(market, process, lines)
+        assert any("full" in problem for problem in process.problems())
+        most[0] = 0
+        await handled(market)
+        await until(lambda: process.problems() == [])
+    assert (await stored(database))[1] == 2
+    assert market.on_the_ladder("packing") == 0
+    await engine.dispose()
+
+
+async def test_the_database_is_back_although_the_next_handler_fails(
+    sqlite_url: str, market: Market, lines: Lines
+) -> None:
+    async with breakable(sqlite_url) as (engine, failing):
+        service = Service("packing", database=engine)
+
+        @service.on(ParcelWeighed)
+        async def pack(event: ParcelWeighed, context: Context) -> None:
+            raise ValueError("no tape")
+
+        async with market.process(service) as process:
+            failing.append(failure("SQLITE_IOERR"))
+            await market.outside.publish(weighed())
+            await until(lambda: "database away" in told(lines))
+            failing.clear()
+            await until(lambda: market.on_the_ladder("packing") == 1)
+            await until(lambda: process.problems() == [])
+    assert told(lines) == ["database away", "database back"]
+
+
+async def test_a_service_stops_while_its_database_is_away(sqlite_url: str, market: Market, lines: Lines) -> None:
+    async with breakable(sqlite_url) as (engine, failing):
+        async with market.process(packing(engine), shutdown_timeout=0.1):
+            failing.append(failure("SQLITE_IOERR"))
+            await market.outside.publish(weighed())
+            await until(lambda: "database away" in told(lines))
+        assert market.waiting("packing") == 1, "it is given back"
+    assert market.on_the_ladder("packing") == 0
+
+
+async def test_a_user_whose_pool_is_exhausted_waits(sqlite_url: str, database: AsyncEngine, market: Market) -> None:
+    engine = create_async_engine(sqlite_url, pool_size=1, max_overflow=0, pool_timeout=0.05)
+    service, go = packing(engine), asyncio.Event()
+
+    @service.around
+    async def slowly(context: Context, handle: Any) -> None:
+        await go.wait()
+        await handle()
+
+    async with market.process(service):
+        for _ in range(5):
+            await market.outside.publish(weighed())
+        await asyncio.sleep(0.2)
+        go.set()
+        await handled(market)
+        await until(lambda: _is(database, (5, 5, 0)))
+    assert market.on_the_ladder("packing") == 0
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("tries", [1, 20, 1024, 100_000])
+def test_pauses_stay_short_however_long_it_is_away(tries: int) -> None:
+    assert 0 <= _pause(tries, 0.1, 2) <= 2
