@@ -8,7 +8,7 @@ SUITABLE := import sys; sys.exit(sys.version_info < (3, 11))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults fuzz cluster-test soak bench bench-full check clean
+.PHONY: help demo test faults fuzz cluster-test soak exactly-once bench bench-full check clean
 
 help:
 	@echo 'make demo    watch the shop: eight services, orders, a kill -9, a broken event; ends with the verdict'
@@ -21,6 +21,9 @@ help:
 	@echo 'make cluster-test  three nodes: one killed, one frozen, all restarted in turn; writes docs/reliability.md'
 	@echo 'make soak    random faults under load (about 15 minutes); writes docs/reliability.md'
 	@echo '             SEED=7 EVENTS=100000 FAULTS=30  which faults, how many events and faults'
+	@echo 'make exactly-once  2,000 orders while everybody is killed 200 times, on SQLite, then on PostgreSQL'
+	@echo '             (about 20 minutes); writes docs/exactly-once.md'
+	@echo '             SEED=7 ORDERS=2000 KILLS=200 DATABASES=sqlite,postgresql  which kills, how many, on what'
 	@echo 'make bench   measure beside other clients and RabbitMQ itself (under 5 minutes); ARGS="--rows 1,3" measures a part'
 	@echo 'make bench-full  the same at length (about 20 minutes); writes docs/performance.md'
 	@echo 'make check   ruff, mypy --strict, import-linter'
@@ -55,6 +58,9 @@ bench-full: $(READY)
 
 soak: $(READY)
 	@$(BIN)/python -m tests.soak
+
+exactly-once: $(READY)
+	@$(BIN)/python -m tests.exactly_once
 
 check: $(READY)
 	$(BIN)/ruff check

@@ -80,13 +80,27 @@ async def broker(
 
 
 class Process:
-    """A process that goes on running; what it says is kept in files."""
+    """A process that goes on running; what it says is kept in files. It may join a process group."""
 
-    def __init__(self, words: tuple[str, ...], folder: Path, environ: Mapping[str, str], output: Path) -> None:
+    def __init__(
+        self,
+        words: tuple[str, ...],
+        folder: Path,
+        environ: Mapping[str, str],
+        output: Path,
+        *,
+        group: int | None = None,
+    ) -> None:
         self._out, self._err = output.with_suffix(".out"), output.with_suffix(".err")
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self._process = subprocess.Popen(
-                words, cwd=folder, env=dict(environ), stdin=subprocess.DEVNULL, stdout=out, stderr=err
+                words,
+                cwd=folder,
+                env=dict(environ),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                process_group=group,
             )
 
     @property
