@@ -19,7 +19,7 @@ from broker import Context, Service
 from broker.sql.database import make_engine
 from broker.sql.inbox import _pause
 from tests.parcels import ParcelSent, ParcelWeighed, weighed
-from tests.sql.effects import Market, Process, packing, stored
+from tests.sql.effects import Market, Process, note, packing, stored
 from tests.waiting import until
 
 Lines = list[dict[str, Any]]
@@ -43,6 +43,11 @@ class Gate:
         for writer in list(self._open):
             writer.transport.abort()
         await until(lambda: not self._open)
+
+    def url(self, url: str) -> str:
+        """The same database, through the gate."""
+        host = {"host": str(self._path.parent)}
+        return make_url(url).update_query_dict(host).render_as_string(hide_password=False)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_unix_connection(self._target)
@@ -78,10 +83,6 @@ async def gate(postgresql_url: str, tmp_path: Path) -> AsyncIterator[Gate]:
     await made.close()
 
 
-def through(gate: Path, url: str) -> str:
-    return make_url(url).update_query_dict({"host": str(gate)}).render_as_string(hide_password=False)
-
-
 def told(lines: Lines) -> list[str]:
     return [line["event"] for line in lines if line["event"].startswith("database ")]
 
@@ -102,9 +103,9 @@ async def one_outage(market: Market, process: Process, lines: Lines) -> None:
 
 
 async def test_postgresql_cannot_be_reached_for_a_while(
-    postgresql_url: str, database: AsyncEngine, market: Market, gate: Gate, tmp_path: Path, lines: Lines
+    postgresql_url: str, database: AsyncEngine, market: Market, gate: Gate, lines: Lines
 ) -> None:
-    async with market.process(packing(through(tmp_path, postgresql_url))) as process:
+    async with market.process(packing(gate.url(postgresql_url))) as process:
         await market.outside.publish(weighed(1))
         await handled(market)
         await gate.close()
@@ -126,9 +127,7 @@ async def test_a_backend_that_is_terminated_while_a_handler_runs_costs_nothing(
     @service.on(ParcelWeighed)
     async def pack(event: ParcelWeighed, context: Context) -> ParcelSent:
         calls.append(event)
-        await context.transaction.execute(
-            text(f"INSERT INTO effects (parcel_id, grams) VALUES ('{event.parcel_id}', 1)")
-        )
+        await note(event, context)
         if len(calls) == 1:
             await go.wait()
             await context.transaction.execute(text("SELECT 1"))
