@@ -7,7 +7,7 @@ COPY broker broker
 RUN python -m pip install --no-cache-dir --quiet '.[shop]'
 COPY services services
 
-# The databases and the outbox lie in data/, a volume; nothing else is written.
+# CRM's e-mails lie in data/, a volume, and databases whose service is given no URL; nothing else is written.
 RUN useradd --system --no-create-home shop && mkdir data && chown shop data
 USER shop
 ENV PYTHONUNBUFFERED=1 BROKER_HEALTH_PORT=8000
