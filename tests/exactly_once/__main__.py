@@ -30,6 +30,7 @@ from broker import Settings
 from broker.logs import configure
 from broker.tools.management import Management
 from broker.tools.server import node_to_break
+from services.crm.sender import State
 from services.demo.processes import LISTENERS, Guard, terminate_as_interrupt
 from services.demo.processes import SERVICES as NAMES
 from tests.acceptance.running import ROOT
@@ -151,6 +152,9 @@ class Run:
             dead=await shop.dead(),
             waiting=waiting,
             sent=self._post.by_order(),
+            in_doubt_emails=frozenset(
+                order for order, state in (await shop.follow_ups()).items() if state is State.IN_DOUBT
+            ),
             kills=shop.kills,
             ended=[
                 f"{name} ended by itself with {code}: {shop.last_words(name, code)}"

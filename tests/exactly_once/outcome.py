@@ -61,6 +61,7 @@ class Outcome:
         dead: how many dead letters each service has.
         waiting: what has not settled, and how much of it.
         sent: how often the SMTP server accepted each order's e-mail.
+        in_doubt_emails: the orders whose e-mails CRM does not know to be sent, for whoever sent them was killed.
         kills: how often each was killed.
         ended: how processes ended that nobody killed, in words, if it is not that a server was away.
         restarts: how often a process ended because RabbitMQ or its database was away when it started.
@@ -84,6 +85,7 @@ class Outcome:
     dead: Mapping[str, int]
     waiting: Mapping[str, int]
     sent: Counter[UUID]
+    in_doubt_emails: frozenset[UUID]
     kills: Counter[str]
     ended: list[str] = field(default_factory=list)
     restarts: int = 0
@@ -99,7 +101,7 @@ class Outcome:
             *self._events(orders),
             *self._inboxes(),
             *self._left(),
-            *(f"sent {count} times: the e-mail of order {order}" for order, count in self.sent.items() if count > 1),
+            *self._emails(orders),
             *self.ended,
         ]
 
@@ -140,6 +142,12 @@ class Outcome:
         yield from (f"{count} dead letters of {name}" for name, count in self.dead.items() if count)
         yield from (f"{count} wait: {name}" for name, count in self.waiting.items())
 
+    def _emails(self, orders: list[UUID]) -> Iterator[str]:
+        """No SMTP server can be asked whether it has an e-mail: it is sent at most once, and doubts are told."""
+        yield from _named("e-mails sent twice", (order for order in self.sent if self.sent[order] > 1))
+        yield from _named("e-mails not sent, and in no doubt", set(orders) - self.sent.keys() - self.in_doubt_emails)
+        yield from _named("e-mails sent, and no such order", self.sent.keys() - set(orders))
+
     @property
     def revenue(self) -> str:
         """What Reporting says the orders bring in."""
@@ -177,7 +185,8 @@ class Outcome:
             ("packed, dispatched", f"{len(self.packed):,}, {len(self.dispatched):,}"),
             ("status histories complete and in order", f"{_complete(facts):,} of {2 * len(facts.orders):,}"),
             ("e-mails written", f"{len(facts.emails):,}"),
-            ("e-mails sent once, twice, never", f"{once[1]:,}, {self._sent_twice}, {self._never_sent}"),
+            ("sent by SMTP once, twice", f"{once[1]:,}, {len(self.sent) - once[1]}"),
+            ("sent or not: in doubt for CRM", f"{len(self.in_doubt_emails)}"),
             ("revenue by Reporting", self.revenue),
             ("sum of the orders", self.due),
             ("inbox entries", f"{sum(map(len, self.inboxes.values())):,}"),
@@ -193,14 +202,6 @@ class Outcome:
     def _by_kills(self) -> int:
         """The duplicates that somebody's death caused, and not the run's own hand."""
         return sum(count for event, count in self.duplicates.items() if event not in self.by_hand)
-
-    @property
-    def _sent_twice(self) -> int:
-        return sum(1 for count in self.sent.values() if count > 1)
-
-    @property
-    def _never_sent(self) -> int:
-        return sum(1 for order in self.facts.orders if not self.sent[order.order_id])
 
 
 def _money(sums: Mapping[str, Decimal]) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import func, select
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from broker import Service
 from broker.sql.report import initialise
@@ -25,6 +25,8 @@ from broker.tools.container import ContainerNode
 from broker.tools.management import Management
 from broker.tools.node import Node
 from broker.topology import dead_queue
+from services.crm.sender import State, state_of
+from services.crm.store import FollowUp
 from services.demo.checks import Facts, gather
 from services.demo.commands import Commands
 from services.demo.goods import Entity, Goods, as_lines, invent
@@ -186,9 +188,10 @@ class Shop:
         }
 
     def last_words(self, name: str, code: int) -> str:
-        """What a process logged before it ended with that status."""
+        """The last line that a process logged before it ended with that status."""
         kept = self._kept[name]
-        return kept.lives[kept.codes.index(code)].err.strip()[-2000:]
+        lines = kept.lives[kept.codes.index(code)].err.strip().splitlines()
+        return lines[-1][:1000] if lines else "it said nothing"
 
     # -- people --------------------------------------------------------------------------------------------------
 
@@ -233,15 +236,23 @@ class Shop:
         async with self._engines[name].connect() as connection:
             return list((await connection.execute(select(getattr(module, table).order_id))).scalars())
 
+    async def follow_ups(self) -> dict[UUID, State]:
+        """How far CRM says each order's e-mail has come. One that somebody claims to be sending is in doubt."""
+        async with AsyncSession(self._engines["crm"]) as session:
+            rows = (await session.scalars(select(FollowUp))).all()
+        states = {row.order_id: state_of(row) for row in rows}
+        return {order: State.IN_DOUBT if state is State.SENDING else state for order, state in states.items()}
+
     async def waiting(self) -> dict[str, int]:
-        """What has not been dealt with: messages in queues, dead letters apart, and events in outboxes."""
+        """What has not been dealt with: messages in queues, dead letters apart, events in outboxes, e-mails."""
         queues = {
             queue.name: queue.ready + queue.unacked
             for queue in await self._management.queues()
             if queue.type != "stream" and not queue.name.endswith(".dead") and queue.name != SPY
         }
         outboxes = {f"outbox of {name}": (await self.outbox(name))[0] for name in NAMES}
-        return {name: count for name, count in (queues | outboxes).items() if count}
+        emails = {"e-mails": sum(state is State.WAITING for state in (await self.follow_ups()).values())}
+        return {name: count for name, count in (queues | outboxes | emails).items() if count}
 
     async def dead(self) -> dict[str, int]:
         """How many dead letters each service has."""

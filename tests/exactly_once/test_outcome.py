@@ -88,6 +88,7 @@ def sound(tmp_path: Path) -> Outcome:
         dead={"packing": 0},
         waiting={},
         sent=Counter({ORDER: 1}),
+        in_doubt_emails=frozenset(),
         kills=Counter({"packing": 2, "RabbitMQ": 1}),
         duplicates=Counter({PLACED: 1, PACKED: 2}),
     )
@@ -126,13 +127,20 @@ WRONGS: dict[str, Callable[[Outcome], Outcome]] = {
     "in the outbox of order: 1 wait, 2 set aside": lambda it: replace(it, outboxes={"order": (1, 2)}),
     "3 dead letters of packing": lambda it: replace(it, dead={"packing": 3}),
     "4 wait: packing.retry.1s": lambda it: replace(it, waiting={"packing.retry.1s": 4}),
-    "sent 2 times": lambda it: replace(it, sent=Counter({ORDER: 2})),
+    "1 e-mails sent twice": lambda it: replace(it, sent=Counter({ORDER: 2})),
+    "1 e-mails not sent, and in no doubt": lambda it: replace(it, sent=Counter()),
+    "1 e-mails sent, and no such order": lambda it: replace(it, sent=Counter({ORDER: 1, CUSTOMER: 1})),
     "crm ended by itself with 1": lambda it: replace(it, ended=["crm ended by itself with 1: …"]),
     "Reporting's revenue is 0.01 EUR": lambda it: replace(
         it, facts=replace(it.facts, report=it.facts.report.model_copy(update={"revenue": {"EUR": Decimal("0.01")}}))
     ),
     "0 e-mails for order": lambda it: replace(it, facts=replace(it.facts, emails=[])),
 }
+
+
+def test_an_email_in_doubt_may_be_sent_or_not(sound: Outcome) -> None:
+    assert replace(sound, sent=Counter(), in_doubt_emails=frozenset({ORDER})).wrong == []
+    assert replace(sound, in_doubt_emails=frozenset({ORDER})).wrong == []
 
 
 @pytest.mark.parametrize("words", WRONGS)
