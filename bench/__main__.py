@@ -57,7 +57,7 @@ def arguments() -> argparse.Namespace:
     """What is wanted."""
     parser = argparse.ArgumentParser(prog="bench", description="Measures this package beside its peers.")
     parser.add_argument("--full", action="store_true", help="larger counts, three rounds; writes docs/performance.md")
-    parser.add_argument("--rows", type=numbers, default=list(ROWS), help="1,3: only these rows (1 to 11)")
+    parser.add_argument("--rows", type=numbers, default=list(ROWS), help=f"1,3: only these rows (1 to {max(ROWS)})")
     parser.add_argument("--rounds", type=int, default=0, help="how often the rows of ratios are measured")
     parser.add_argument("--contenders", type=names, default=list(ALL), help=f"some of {','.join(ALL)}")
     return parser.parse_args()

@@ -28,6 +28,8 @@ NAMES = {
     "aio_pika": "aio-pika",
     "pika": "pika, pipelined by hand",
     "limit": "*the limit*",
+    "sqlite": "SQLite",
+    "postgresql": "PostgreSQL",
 }
 
 
@@ -99,7 +101,31 @@ def floors(results: list[Figures]) -> list[Floor]:
             2.5,
             True,
         ),
+        *_database_floors(results),
     ]
+
+
+def _database_floors(results: list[Figures]) -> Iterable[Floor]:
+    """What is promised of services with a database."""
+    many = middle(results, "publish", "publish_many", "rate")
+    for kind, name, longest in (("sqlite", "SQLite", 30), ("postgresql", "PostgreSQL", 10)):
+        relayed = middle(results, "relay", kind, "rate")
+        yield Floor(f"{name}: relay, × `publish_many`", relayed / many if relayed and many else None, 0.6, True)
+        yield Floor(
+            f"{name}: commit → handler at 200/s, p50, ms",
+            middle(results, "commit to handler", kind, "p50"),
+            longest,
+            False,
+        )
+        one, own = (middle(results, row, kind, "cpu") for row in ("transactional", "own commit"))
+        yield Floor(f"{name}: a transactional handler, × its own commit", one / own if one and own else None, 2, False)
+        held = dict(points(results, "outbox", kind, "memory"))
+        share = held[max(held)] / held[min(held)] if held else None
+        yield Floor(f"{name}: relay's memory at 100,000 rows, × at 10,000", share, 1.1, False)
+        looked = dict(points(results, "look-up", kind, "p50"))
+        share = looked[max(looked)] / looked[min(looked)] if looked else None
+        yield Floor(f"{name}: inbox look-up in the largest, × in 1,000", share, 1.5, False)
+        yield Floor(f"{name}: longest wait beside pruning, ms", middle(results, "pruning", kind, "ms"), 50, False)
 
 
 def points(results: list[Figures], row: str, contender: str, figure: str) -> list[tuple[float, float]]:
@@ -140,6 +166,11 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
     "five subscribers": ("Five subscribers of each event: deliveries", ("rate", "cpu", "memory")),
     "start": ("From the start of a process to its first event handled", ("ms",)),
     "idle": ("An idle service", ("memory",)),
+    "relay": ("A relay", ("rate", "cpu", "memory")),
+    "commit to handler": ("From commit to a subscriber's handler, 200 a second", ("p50", "p99")),
+    "own commit": ("A handler that stores a row, with a commit of its own and no inbox", ("rate", "cpu")),
+    "transactional": ("The same handler in one transaction with its inbox entry", ("rate", "cpu")),
+    "pruning": ("Pruning an inbox while handlers commit: what they waited", ("p50", "p99", "ms")),
     "event log": ("`publish_many`, the event log on and off", ("rate", "cpu")),
 }
 CURVES: dict[str, tuple[str, str, str]] = {
@@ -149,6 +180,8 @@ CURVES: dict[str, tuple[str, str, str]] = {
     "bodies": ("bytes added to the event", "rate", "published, events/s"),
     "bodies consumed": ("bytes added to the event", "rate", "consumed, events/s"),
     "backlog": ("events waiting", "memory", "subscriber's memory, MiB"),
+    "outbox": ("events waiting in the outbox", "memory", "relay's memory, MiB"),
+    "look-up": ("entries of the inbox", "p50", "look-up, ms"),
     "processes": ("processes of one service", "rate", "consumed, events/s"),
 }
 

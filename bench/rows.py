@@ -170,6 +170,68 @@ def processes(bench: Bench) -> None:
         bench.check(0)
 
 
+DATABASES = ("sqlite", "postgresql")
+
+
+def relay(bench: Bench) -> None:
+    """A relay, and its memory with few and many events waiting."""
+    for kind in DATABASES:
+        for _ in range(bench.rounds):
+            with bench.database(kind) as database:
+                count = bench.some(8000)
+                bench.empty()
+                bench.run("transactional", "fill_outbox", count=count, options={"database": database})
+                figures = bench.run("transactional", "relay", count=count, options={"database": database})
+                bench.keep("relay", kind, figures)
+                bench.check(count)
+        for count in (10_000, 100_000):
+            with bench.database(kind) as database:
+                bench.empty()
+                for _ in range(count // 10_000):
+                    bench.run("transactional", "fill_outbox", count=10_000, options={"database": database})
+                bench.keep(
+                    "outbox",
+                    kind,
+                    bench.run("transactional", "relay", count=count, options={"database": database}),
+                    count,
+                )
+                bench.check(count)
+    bench.empty()
+
+
+def commits(bench: Bench) -> None:
+    """From commit to a subscriber's handler, 200 a second; and what a transactional handler costs."""
+    for kind in DATABASES:
+        for _ in range(bench.rounds):
+            with bench.database(kind) as database:
+                bench.empty()
+                count = int(800 * min(bench.scale, 2))
+                consuming = bench.start("ours", "consume", count=count)
+                bench.run("transactional", "commit_paced", count=count, rate=200, options={"database": database})
+                bench.keep("commit to handler", kind, consuming.end())
+                bench.check(0)
+            for do, row in (("consume_own", "own commit"), ("consume", "transactional")):
+                with bench.database(kind) as database:
+                    count = bench.some(1500)
+                    bench.fill("ours", count)
+                    bench.keep(row, kind, bench.run("transactional", do, count=count, options={"database": database}))
+                    bench.check(0)
+
+
+def inboxes(bench: Bench) -> None:
+    """Looking an event up in a growing inbox, and pruning it while handlers commit."""
+    most = 1_000_000 if bench.scale > 1 else 50_000
+    for kind in DATABASES:
+        for count in (1000, 10_000, most):
+            with bench.database(kind) as database:
+                figures = bench.run("transactional", "look_up", count=count, options={"database": database})
+                bench.keep("look-up", kind, figures, count)
+        with bench.database(kind) as database:
+            bench.keep(
+                "pruning", kind, bench.run("transactional", "pruning", count=most, options={"database": database})
+            )
+
+
 ROWS: dict[int, Callable[[Bench], None]] = {
     1: publish,
     2: one_by_one,
@@ -182,4 +244,7 @@ ROWS: dict[int, Callable[[Bench], None]] = {
     9: start,
     10: log,
     11: processes,
+    12: relay,
+    13: commits,
+    14: inboxes,
 }

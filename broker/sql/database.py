@@ -35,7 +35,7 @@ DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "po
 EXTRAS = {"sqlite+aiosqlite": "sqlite", "postgresql+asyncpg": "postgresql"}
 BUSY_TIMEOUT = 30.0
 """Seconds to wait for another process that writes the same SQLite file."""
-SPARE = 4
+SPARE = 5
 """Connections beyond those of the handlers: the relay's, the one that listens, that of pruning, one for look-ups."""
 
 

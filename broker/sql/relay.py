@@ -32,6 +32,8 @@ from broker.transport import Message
 
 POLL = {"sqlite": 0.1, "postgresql": 1.0}
 """Seconds after which it looks by itself. It is woken in-process, and by PostgreSQL."""
+AT_A_TIME = 2
+"""Shares of the outbox that a relay has in hand on PostgreSQL: one is published while the next is read."""
 LONGEST_PAUSE = 2.0
 """Seconds between tries, at most, while RabbitMQ confirms nothing or the database is away."""
 FAREWELL = 5.0
@@ -53,14 +55,15 @@ class Relay:
         self._store = store
         self._broker = broker
         self._log = log.bind()
-        self._woken = asyncio.Event()
-        self._stopping = asyncio.Event()
-        self._problem: str | None = None
         self._outbox = SqliteOutbox(store) if store.sqlite else PostgresOutbox(store)
+        self._woken = [asyncio.Event() for _ in range(1 if store.sqlite else AT_A_TIME)]
+        self._stopping = asyncio.Event()
+        self._problems: dict[asyncio.Event, str | None] = {}
 
     def wake(self) -> None:
         """There is something to publish."""
-        self._woken.set()
+        for woken in self._woken:
+            woken.set()
 
     async def count(self) -> int:
         """How many events wait to be published."""
@@ -69,12 +72,12 @@ class Relay:
 
     def problems(self) -> list[str]:
         """What is wrong right now, in words."""
-        return [self._problem] if self._problem else []
+        return list(dict.fromkeys(problem for problem in self._problems.values() if problem))
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """At work for as long as the context lasts; at its end what is left is published, if RabbitMQ takes it soon."""
-        publishing = asyncio.create_task(self._run())
+        publishing = [asyncio.create_task(self._run(woken)) for woken in self._woken]
         listening = asyncio.create_task(self._outbox.listen(self.wake))
         try:
             yield
@@ -82,15 +85,16 @@ class Relay:
             listening.cancel()
             self._stopping.set()
             self.wake()
-            await asyncio.wait([publishing], timeout=FAREWELL)  # what is under way is published and removed
-            publishing.cancel()
-            await asyncio.gather(publishing, listening, return_exceptions=True)
+            await asyncio.wait(publishing, timeout=FAREWELL)  # what is under way is published and removed
+            for task in publishing:
+                task.cancel()
+            await asyncio.gather(*publishing, listening, return_exceptions=True)
             self._outbox.close()
 
-    async def _run(self) -> None:
+    async def _run(self, woken: asyncio.Event) -> None:
         poll, pause = POLL["sqlite" if self._store.sqlite else "postgresql"], 0.0
         while True:
-            self._woken.clear()
+            woken.clear()
             problem, moved = None, False
             try:
                 moved = await self._round()
@@ -100,7 +104,7 @@ class Relay:
                 problem = f"the outbox in {self._store.name} cannot be read: {in_words(error)}"
                 if meaning_of(error) is Meaning.FAILED:
                     self._log.exception("unexpected", error=str(error))
-            self._note(problem)
+            self._note(woken, problem)
             if self._stopping.is_set() and not moved:
                 return
             if problem is not None:
@@ -109,14 +113,15 @@ class Relay:
                 continue
             pause = 0.0
             if not moved:
-                await _happens(self._woken, poll)
+                await _happens(woken, poll)
 
-    def _note(self, problem: str | None) -> None:
-        if problem is not None and self._problem is None:
+    def _note(self, which: asyncio.Event, problem: str | None) -> None:
+        before = self.problems()
+        self._problems[which] = problem
+        if problem is not None and not before:
             self._log.warning("relay waits", error=problem)
-        elif problem is None and self._problem is not None:
+        elif before and not self.problems():
             self._log.info("relay goes on")
-        self._problem = problem
 
     async def _round(self) -> bool:
         """Publish some; whether there was anything.

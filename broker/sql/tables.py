@@ -100,7 +100,11 @@ outbox = Table(
     sqlite_autoincrement=True,
 )
 waiting = outbox.c.set_aside_at.is_(None)
-Index("broker_outbox_waiting", outbox.c.lane, outbox.c.id, postgresql_where=waiting, sqlite_where=waiting)
+for _index in (
+    Index("broker_outbox_waiting", outbox.c.lane, outbox.c.id, postgresql_where=waiting, info={"only": "postgresql"}),
+    Index("broker_outbox_waiting", outbox.c.id, sqlite_where=waiting, info={"only": "sqlite"}),
+):
+    _index.ddl_if(_index.info["only"])
 lanes = Table("broker_lanes", metadata, Column("lane", SmallInteger, primary_key=True, autoincrement=False))
 version = Table("broker_version", metadata, Column("version", Integer, primary_key=True, autoincrement=False))
 
@@ -223,7 +227,9 @@ def statements(dialect: Dialect) -> list[str]:
     for table in metadata.sorted_tables:
         parts.append(CreateTable(table, if_not_exists=True))
         parts += [
-            CreateIndex(index, if_not_exists=True) for index in sorted(table.indexes, key=lambda it: it.name or "")
+            CreateIndex(index, if_not_exists=True)
+            for index in sorted(table.indexes, key=lambda it: it.name or "")
+            if index.info.get("only") in (None, dialect.name)
         ]
     made = [str(part.compile(dialect=dialect)).strip() for part in parts]
     for number in range(LANES):
