@@ -46,7 +46,7 @@ class Stage:
     @property
     def patience(self) -> float:
         """Seconds after which something that has not happened will not."""
-        return 30.0 + 0.25 * self.orders
+        return 60.0 + 0.25 * self.orders
 
     def lines(self) -> Iterable[LogLine]:
         """Everything that the services have logged."""

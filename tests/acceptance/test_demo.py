@@ -110,6 +110,14 @@ async def test_a_demo_from_beginning_to_end(play: Play, server: Server) -> None:
             await _other_vhost(management, demo.printed).queues()
 
 
+async def test_orders_that_nobody_could_tell_of_are_told_of_later(play: Play) -> None:
+    """Order's process is dead, its command goes on: stored is stored."""
+    demo = await play("--kill=order", ORDERS="4")
+    assert await demo.ended() == 0, demo.printed
+    assert "stored, and told when it runs again" in demo.printed
+    assert "4 placed · 4 packed · 4 dispatched · 4 e-mails · 0 lost · 0 twice" in demo.printed
+
+
 def _other_vhost(management: Management, printed: str) -> Management:
     """The virtual host that the demo named must be gone."""
     (management.vhost,) = re.findall(r"virtual host (business-events-demo-\w+)", printed)
