@@ -123,7 +123,7 @@ class Store:
     @asynccontextmanager
     async def committing(self) -> AsyncIterator[AsyncConnection]:
         """A transaction of our own, short and writing."""
-        async with self.in_turn(), self.engine.connect() as connection:
+        async with self.engine.connect() as connection, self.in_turn():  # in this order, as handlers do
             await connection.run_sync(begin)
             yield connection
             await connection.commit()

@@ -19,7 +19,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from broker import Event, NotConfirmed, Service
 from broker.errors import AccessRefused
 from broker.memory import Memory
-from broker.sql import Outgoing, outbox as taking, report
+from broker.sql import Outgoing, report
+from broker.sql import outbox as taking
 from broker.sql.outbox import Taken
 from broker.sql.tables import outbox
 from broker.transport import Message
@@ -223,13 +224,13 @@ async def test_many_stuck_events_of_one_subject_do_not_starve_another(
 
 @pytest.mark.parametrize("error", [AccessRefused("may not write to it"), None], ids=["refused", "too large"])
 async def test_what_can_never_be_published_is_set_aside_and_blocks_nobody(
-    database_url: str, database: AsyncEngine, market: Market, wire: Wire, lines: Lines, error: Exception | None
+    database_url: str, database: AsyncEngine, wire: Wire, lines: Lines, error: Exception | None
 ) -> None:
     bad = LetterWritten(reader="a", number=0, text="bad" if error else "x" * 3000)
     if error is not None:
         wire.failing["bad"] = error
     await add(database, [bad, LetterWritten(reader="a", number=1), LetterWritten(reader="b", number=0)])
-    async with market.process(relay(database_url), max_message_bytes=1024) as process:
+    async with Market() as market, market.process(relay(database_url), max_message_bytes=1024) as process:
         await until(lambda: len(wire.letters()["a"]) == 1 and wire.letters()["b"])
         found = await until(lambda: _set_aside(database_url))
         assert (found.waiting, found.set_aside, found.version) == (0, 1, 1)
@@ -242,7 +243,7 @@ async def test_what_can_never_be_published_is_set_aside_and_blocks_nobody(
     assert line["log_level"] == "error"
     wire.failing.clear()
     assert await report.try_again(database_url, timeout=5) == 1
-    async with market.process(relay(database_url)):
+    async with Market() as market, market.process(relay(database_url)):
         await until(lambda: empty(database))
     assert wire.letters()["a"] == [1, 0]
 
