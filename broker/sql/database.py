@@ -43,6 +43,7 @@ class Meaning(Enum):
     """What a failure of the database says about the transaction that met it."""
 
     OVERTAKEN = "another writer was faster: the same again, now"
+    COLLIDED = "a row of that key is there already, perhaps another writer's of this moment: the same again, once"
     AWAY = "the database is not there or takes nothing: the same again, later"
     FAILED = "the statement was wrong"
 
@@ -51,6 +52,8 @@ OVERTAKEN_STATES = {"40001", "40P01", "55P03"}
 """PostgreSQL: serialization failure, deadlock, lock not available."""
 AWAY_STATES = ("08", "53", "57P", "58", "25006")
 """PostgreSQL: connection, resources (disk full, too many connections), shutting down, I/O, read-only."""
+COLLIDED_STATE, COLLIDED_CODES = "23505", {sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY, sqlite3.SQLITE_CONSTRAINT_UNIQUE}
+"""A key that must be unique."""
 OVERTAKEN_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 AWAY_CODES = {
     sqlite3.SQLITE_FULL,
@@ -67,17 +70,23 @@ def meaning_of(error: BaseException) -> Meaning:
     if isinstance(error, OSError | PoolTimeout) and not isinstance(error, DBAPIError):
         return Meaning.AWAY  # asyncpg, connecting
     original: Any = error.orig if isinstance(error, DBAPIError) else error
-    code = getattr(original, "sqlite_errorcode", None)
-    if code is not None:
-        first = code & 0xFF  # the rest tells more, SQLITE_BUSY_SNAPSHOT say
-        known = {Meaning.OVERTAKEN: OVERTAKEN_CODES, Meaning.AWAY: AWAY_CODES}
-        return next((meaning for meaning, codes in known.items() if first in codes), Meaning.FAILED)
+    if (code := getattr(original, "sqlite_errorcode", None)) is not None:
+        return _meaning_of_code(code)
     state = getattr(original, "sqlstate", None) or getattr(getattr(original, "__cause__", None), "sqlstate", None) or ""
     if state in OVERTAKEN_STATES:
         return Meaning.OVERTAKEN
-    if state.startswith(AWAY_STATES) or (isinstance(error, DBAPIError) and error.connection_invalidated):
-        return Meaning.AWAY
-    return Meaning.FAILED
+    if state == COLLIDED_STATE:
+        return Meaning.COLLIDED
+    away = state.startswith(AWAY_STATES) or (isinstance(error, DBAPIError) and error.connection_invalidated)
+    return Meaning.AWAY if away else Meaning.FAILED
+
+
+def _meaning_of_code(code: int) -> Meaning:
+    """Of SQLite's, whose last byte is what went wrong, and the rest tells more: SQLITE_BUSY_SNAPSHOT, say."""
+    if code in COLLIDED_CODES:
+        return Meaning.COLLIDED
+    known = {Meaning.OVERTAKEN: OVERTAKEN_CODES, Meaning.AWAY: AWAY_CODES}
+    return next((meaning for meaning, codes in known.items() if code & 0xFF in codes), Meaning.FAILED)
 
 
 class Store:

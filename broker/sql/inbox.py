@@ -166,7 +166,7 @@ class SqlTransactions:
         entry = Entry(self._broker.source, known_as(envelope.source), envelope.id, envelope.digest)
         lock = self._busy.setdefault((entry.source, entry.event_id), asyncio.Lock())
         async with lock:  # a duplicate that comes meanwhile waits, and finds it handled
-            overtaken, tries = 0, 0
+            overtaken, tries, collided = 0, 0, False
             while True:
                 try:
                     handled = await self._once(entry, envelope, handle, alone=overtaken >= PATIENCE)
@@ -176,6 +176,10 @@ class SqlTransactions:
                         if overtaken > MOST:
                             raise again.error from None
                         await asyncio.sleep(_pause(overtaken, 0.002, 0.2))
+                    elif again.meaning is Meaning.COLLIDED:
+                        if collided:
+                            raise again.error from None
+                        collided = True
                     else:
                         tries += 1
                         self._note_away(again.error)
@@ -224,10 +228,11 @@ class SqlTransactions:
                         await session.run_sync(Session.close)
         except Exception as error:
             meaning = self._meaning(error, phase)
+            ours = phase is Phase.HANDLING and meaning in (Meaning.FAILED, Meaning.COLLIDED) and error in self._store
+            if ours and await self._is_known_by_now(entry):
+                return False  # another process handled a duplicate meanwhile, and the handler met what it had stored
             if meaning is not Meaning.FAILED:
                 raise Again(meaning, error) from None
-            if phase is Phase.HANDLING and error in self._store and await self._is_known_by_now(entry):
-                return False  # another process handled a duplicate meanwhile, and the handler met what it had stored
             raise
 
     async def _finish(self, connection: AsyncConnection, entry: Entry, rows: list[dict[str, Any]]) -> bool:

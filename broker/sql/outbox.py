@@ -20,13 +20,13 @@ from sqlalchemy import (
     Engine,
     Row,
     Select,
+    and_,
     bindparam,
     delete,
     exists,
     func,
     or_,
     select,
-    true,
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -95,11 +95,14 @@ def _next(which: ColumnElement[bool]) -> Select[Any]:
     return select(*columns, its.body, its.size, its.added_at).where(its.id.in_(fitting)).order_by(its.id)
 
 
-ANY = _next(true())
-OF_LANES = _next(outbox.c.lane == func.any(bindparam("lanes", type_=ARRAY(BigInteger))))
+NOT_IN_JSON = outbox.c.subject_hash.not_in(select(func.json_each(bindparam("besides")).table_valued("value").c.value))
+NOT_IN_ARRAY = outbox.c.subject_hash != func.all(bindparam("besides", type_=ARRAY(BigInteger)))
+"""Not about the subjects that wait for their next try: however many events they have, others are found."""
+ANY = _next(NOT_IN_JSON)
+OF_LANES = _next(and_(outbox.c.lane == func.any(bindparam("lanes", type_=ARRAY(BigInteger))), NOT_IN_ARRAY))
 FREE_LANES = (
     select(lanes.c.lane)
-    .where(exists().where(outbox.c.lane == lanes.c.lane, waiting))
+    .where(exists().where(outbox.c.lane == lanes.c.lane, waiting, NOT_IN_ARRAY))
     .order_by(func.random())
     .limit(LANES_AT_ONCE)
     .with_for_update(skip_locked=True)
@@ -119,13 +122,17 @@ class PostgresOutbox:
         self._store = store
 
     @asynccontextmanager
-    async def take(self) -> AsyncIterator[Taken]:
-        """Rows of some lanes that no other relay has in hand. The transaction that holds them ends with the context."""
+    async def take(self, besides: Sequence[int]) -> AsyncIterator[Taken]:
+        """Rows of some lanes that no other relay has in hand, but of some subjects.
+
+        The transaction that holds them ends with the context.
+        """
         async with self._store.engine.connect() as connection:
             # whatever else the engine is set to: rows are looked for after their lanes are locked
             await connection.execution_options(isolation_level="READ COMMITTED")
-            found = [lane for (lane,) in await connection.execute(FREE_LANES)]
-            rows = (await connection.execute(OF_LANES, {"lanes": found})).all() if found else []
+            found = [lane for (lane,) in await connection.execute(FREE_LANES, {"besides": besides})]
+            some = {"lanes": found, "besides": besides}
+            rows = (await connection.execute(OF_LANES, some)).all() if found else []
             yield Taken(self._store, rows, connection)
             await connection.commit()
 
@@ -168,13 +175,13 @@ class SqliteOutbox:
         self._lock: sqlite3.Connection | None = None
 
     @asynccontextmanager
-    async def take(self) -> AsyncIterator[Taken]:
-        """The first rows, if no other relay is at work."""
+    async def take(self, besides: Sequence[int]) -> AsyncIterator[Taken]:
+        """The first rows, but of some subjects, if no other relay is at work."""
         async with self._turn:  # several services of one process may share an engine
             rows: Sequence[Row[Any]] = []
             if self._lock is not None or await asyncio.to_thread(self._acquire):
                 async with self._store.engine.connect() as connection:
-                    rows = (await connection.execute(ANY)).all()
+                    rows = (await connection.execute(ANY, {"besides": json.dumps(besides)})).all()
             yield Taken(self._store, rows)
 
     def _acquire(self) -> bool:

@@ -17,6 +17,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from logging import DEBUG
 from typing import Any
 
@@ -38,8 +39,27 @@ LONGEST_PAUSE = 2.0
 """Seconds between tries, at most, while RabbitMQ confirms nothing or the database is away."""
 FAREWELL = 5.0
 """Seconds for which a stopping relay goes on publishing."""
+FORGET = 10.0
+"""Seconds after its next try was due, for which a subject that was not published counts as waiting."""
+MOST_STUCK = 10_000
+"""Subjects that may wait on their own."""
 NEVER = (TooLarge, AccessRefused, ContractError)
 """Refusals of one event, which would be refused again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """A subject whose next event was not confirmed.
+
+    Attributes:
+        why: in words.
+        tries: how often.
+        until: it is not tried again before, on the loop's clock.
+    """
+
+    why: str
+    tries: int
+    until: float
 
 
 class Relay:
@@ -59,6 +79,7 @@ class Relay:
         self._woken = [asyncio.Event() for _ in range(1 if store.sqlite else AT_A_TIME)]
         self._stopping = asyncio.Event()
         self._problems: dict[asyncio.Event, str | None] = {}
+        self._stuck: dict[int, Stuck] = {}
 
     def wake(self) -> None:
         """There is something to publish."""
@@ -104,7 +125,7 @@ class Relay:
                 problem = f"the outbox in {self._store.name} cannot be read: {in_words(error)}"
                 if meaning_of(error) is Meaning.FAILED:
                     self._log.exception("unexpected", error=str(error))
-            self._note(woken, problem)
+            self._note(woken, problem or self._waiting())
             if self._stopping.is_set() and not moved:
                 return
             if problem is not None:
@@ -127,18 +148,40 @@ class Relay:
         """Publish some; whether there was anything.
 
         Raises:
-            BrokerError: why one was not confirmed. Those that were are removed all the same.
+            BrokerError: why nothing was confirmed.
         """
-        async with self._outbox.take() as taken:
+        now = asyncio.get_running_loop().time()
+        besides = [subject for subject, stuck in self._stuck.items() if stuck.until > now]
+        async with self._outbox.take(besides) as taken:
             if not taken.rows:
                 return False
             sending = Sending(self._broker, taken.rows)
             await sending.ended()
             await taken.conclude(sending.done, sending.refused)
         self._tell(sending)
-        if sending.error is not None:
-            raise sending.error
+        self._note_stuck(sending)
+        if sending.stuck and not sending.done and not sending.refused:
+            raise next(iter(sending.stuck.values()))
         return True
+
+    def _note_stuck(self, sending: Sending) -> None:
+        """Subjects whose next event was not confirmed wait for a while, and hold up no others."""
+        now = asyncio.get_running_loop().time()
+        if len(self._stuck) > MOST_STUCK:  # it is not they, it is RabbitMQ
+            self._stuck.clear()
+        for row in sending.done:
+            self._stuck.pop(row.subject_hash, None)
+        for subject, error in sending.stuck.items():
+            tries = self._stuck[subject].tries + 1 if subject in self._stuck else 1
+            pause = min(0.1 * 2 ** min(tries, 10), LONGEST_PAUSE)
+            self._stuck[subject] = Stuck(f"the outbox cannot be published: {error}", tries, now + pause)
+
+    def _waiting(self) -> str | None:
+        """Why some subjects wait, if any do. Those that another relay published are forgotten after a while."""
+        now = asyncio.get_running_loop().time()
+        for subject in [subject for subject, stuck in self._stuck.items() if stuck.until + FORGET <= now]:
+            del self._stuck[subject]
+        return next((stuck.why for stuck in self._stuck.values()), None)
 
     def _tell(self, sending: Sending) -> None:
         for row, reason in sending.refused:
@@ -169,7 +212,7 @@ class Sending:
     Attributes:
         done: those that RabbitMQ has confirmed.
         refused: those that never will be, with the reason.
-        error: why another was not confirmed, if any. It, and those of its subject after it, are left as they are.
+        stuck: why another was not confirmed, by subject. It, and those of its subject after it, are left as they are.
         abandoned: nobody waits any more.
     """
 
@@ -178,7 +221,7 @@ class Sending:
         self._all = asyncio.get_running_loop().create_future()
         self.done: list[Row[Any]] = []
         self.refused: list[tuple[Row[Any], str]] = []
-        self.error: Exception | None = None
+        self.stuck: dict[int, Exception] = {}
         self.abandoned = False
         subjects: dict[int, deque[Row[Any]]] = {}
         for row in rows:
@@ -241,7 +284,7 @@ class UnderWay:
         if isinstance(error, NEVER):
             self._sending.refuse(self._row, error)
         else:
-            self._sending.error = self._sending.error or error
+            self._sending.stuck[self._row.subject_hash] = error
             self._subject.clear()  # those after it wait, too
         self._sending.publish_next(self._subject)
 

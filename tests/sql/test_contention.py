@@ -311,3 +311,44 @@ async def test_a_duplicate_that_meets_what_the_first_stored_is_a_duplicate(
 
 async def _empty_outbox(database: AsyncEngine) -> bool:
     return (await stored(database))[2] == 0
+
+
+async def test_two_that_insert_one_key_at_a_time_are_no_failure(database_url: str, database: AsyncEngine) -> None:
+    """Both looked, and found nothing: on PostgreSQL the second meets the first's row only when it writes its own."""
+    service, looked, calls = Service("packing", database=database_url), asyncio.Event(), list[int]()
+
+    @service.on(ParcelWeighed)
+    async def pack(event: ParcelWeighed, context: Context) -> None:
+        calls.append(event.grams)
+        found = await context.transaction.execute(select(counters).where(counters.c.name == "first"))
+        if len(calls) == 2:
+            looked.set()
+        await looked.wait()
+        if found.first() is None:
+            await context.transaction.execute(insert(counters).values(name="first", value=event.grams))
+        await note(event, context)
+
+    async with Harness(service, settings=settings()) as shop:
+        await shop.publish(weighed(1))
+        await shop.publish(weighed(2))
+        await shop.settled()
+        assert shop.dead("packing") == []
+        assert "retrying" not in shop.story
+    assert len(calls) == 3, "one of them ran again, at once"
+    assert await stored(database) == (2, 2, 0)
+
+
+async def test_a_key_that_stays_taken_is_the_handlers_failure(database_url: str, database: AsyncEngine) -> None:
+    service, calls = Service("packing", database=database_url), list[int]()
+
+    @service.on(ParcelWeighed)
+    async def pack(event: ParcelWeighed, context: Context) -> None:
+        calls.append(event.grams)
+        await context.transaction.execute(insert(counters).values(name="taken", value=1))
+
+    await create(database, "taken")
+    async with Harness(service, settings=settings()) as shop:
+        await shop.publish(weighed(1))
+        await shop.settled()
+        assert "retrying" in shop.story
+    assert len(calls) == 2, "once more, should another have been quicker; then it is a failure"
