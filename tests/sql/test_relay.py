@@ -164,7 +164,7 @@ from broker.sql.outbox import SqliteOutbox
 async def main():
     async with open_store(sys.argv[1], timeout=5) as store:
         outbox = SqliteOutbox(store)
-        async with outbox.take():
+        async with outbox.take([]):
             assert outbox._lock is not None
             print("holding", flush=True)
             await asyncio.Event().wait()
