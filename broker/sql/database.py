@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import AsyncAdaptedQueuePool, Connection, Engine, event
@@ -160,13 +161,19 @@ def begin(connection: Connection) -> None:
 
 def in_memory(url: URL) -> bool:
     """Whether a SQLite database is no file."""
-    return url.database in {None, "", ":memory:"}
+    return _path(url) in {"", ":memory:"} or url.query.get("mode") == "memory"
+
+
+def _path(url: URL) -> str:
+    """Of a SQLite file, which may be written as a URI."""
+    database = url.database or ""
+    return unquote(urlsplit(database).path) if database.startswith("file:") else database
 
 
 def name_of(url: URL) -> str:
     """A database as people know it, without its password."""
     if url.get_backend_name() == "sqlite" and not in_memory(url):
-        return str(Path(url.database or "").absolute())
+        return str(Path(_path(url)).absolute())
     return url.render_as_string(hide_password=True)
 
 
@@ -287,6 +294,7 @@ async def _check_once(store: Store, create: bool) -> None:
                 store.found = await connection.run_sync(tables.make)
             return
         async with store.engine.connect() as connection:
+            await connection.run_sync(_refuse_autocommit)
             store.found = await connection.run_sync(tables.found_version)
         tables.check_version(store.found)
     except DatabaseUnusable:
@@ -298,6 +306,12 @@ async def _check_once(store: Store, create: bool) -> None:
         raise _NotYet(why) from None
 
 
+def _refuse_autocommit(connection: Connection) -> None:
+    driver: Any = connection.connection.dbapi_connection
+    if connection.dialect.name == "postgresql" and driver.autocommit:
+        raise DatabaseUnusable("its engine is set to AUTOCOMMIT, so it has no transactions")
+
+
 def in_words(error: BaseException) -> str:
     """A failure of the database, without the statement and its parameters: they may be secret, or huge."""
     original = error.orig if isinstance(error, DBAPIError) else error
@@ -306,12 +320,8 @@ def in_words(error: BaseException) -> str:
 
 def _find_file(url: URL) -> None:
     _refuse_schema()
-    if _is_plain_file(url) and not Path(name_of(url)).exists():  # it would be created by being looked at
+    if not in_memory(url) and not Path(name_of(url)).exists():  # it would be created by being looked at
         raise DatabaseUnusable("there is no such file")
-
-
-def _is_plain_file(url: URL) -> bool:
-    return not in_memory(url) and not (url.database or "").startswith("file:")
 
 
 def _refuse_schema() -> None:
@@ -321,7 +331,7 @@ def _refuse_schema() -> None:
 
 def _make_folder(url: URL) -> None:
     _refuse_schema()
-    if _is_plain_file(url):
+    if not in_memory(url):
         try:
             Path(name_of(url)).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -14,7 +14,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from typer.testing import CliRunner, Result
 
-from broker.cli import app
+from broker.cli.common import app
 from broker.errors import BrokerError
 from broker.sql import Outgoing
 from broker.sql.tables import outbox

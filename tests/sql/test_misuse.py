@@ -149,7 +149,7 @@ async def test_a_swallowed_error_never_loses_effects(database_url: str, database
 
 
 async def test_after_the_handler_has_ended_its_transaction_says_so(database_url: str) -> None:
-    service, left = Service("packing", database=database_url), []
+    service, left = Service("packing", database=database_url), list[Any]()
 
     @service.on(ParcelWeighed)
     async def pack(event: ParcelWeighed, context: Context) -> None:

@@ -300,3 +300,18 @@ async def test_a_service_of_a_database_that_is_unusable_does_not_start(tmp_path:
     with pytest.raises(DatabaseUnusable):
         async with Harness(service, settings=settings()):
             pass
+
+
+async def test_an_engine_that_commits_by_itself_is_refused(postgresql_url: str) -> None:
+    """There would be no transaction, and nothing would happen exactly once."""
+    engine = create_async_engine(postgresql_url, isolation_level="AUTOCOMMIT")
+    assert "AUTOCOMMIT" in await refused(engine)
+    await engine.dispose()
+
+
+async def test_a_sqlite_url_may_be_a_uri(sqlite_url: str, database: AsyncEngine) -> None:
+    path = make_url(sqlite_url).database
+    async with Harness(packing(f"sqlite+aiosqlite:///file:{path}?uri=true"), settings=settings()) as shop:
+        await shop.publish(weighed())
+        await shop.settled()
+    assert await stored(database) == (1, 1, 0)
