@@ -69,8 +69,9 @@ class Service:
     Args:
         name: lower case letters, digits and ``-``. It is the name of its queue, and the source of its events.
         publishes: the events it publishes. What its handlers' return types name counts as declared.
-        database: a URL (SQLite or PostgreSQL), an ``AsyncEngine``, or a function that returns either when the service
-            starts. Each delivery is then one transaction, and its effects happen exactly once: see `broker.sql`.
+        database: a URL (SQLite or PostgreSQL), an ``AsyncEngine``, or a function (``async`` or not) that returns either
+            when the service starts. Each delivery is then one transaction, and its effects happen exactly once: see
+            `broker.sql`.
         lifespan: an async context manager function around the service's life, as in Starlette; what it yields is
             ``context.resources``.
         retry: the ladder of its handlers; unsaid: ``Retry("1s", "30s", "10m")``.

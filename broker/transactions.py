@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from broker.publisher import Publication
 
-Database = Union[str, "AsyncEngine", Callable[[], "str | AsyncEngine"]]
-"""A URL, an engine, or a function that is called for either when the service starts."""
+Database = Union[str, "AsyncEngine", Callable[[], "str | AsyncEngine | Awaitable[str | AsyncEngine]"]]
+"""A URL, an engine, or a function, ``async`` or not, that is called for either when the service starts."""
 
 
 class Transactions(Protocol):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from enum import Enum
 from pathlib import Path
@@ -192,6 +192,9 @@ async def open_store(
     Raises:
         DatabaseUnusable: it is not supported, does not answer, refuses us, or has no tables or others.
     """
+    if not isinstance(database, str | AsyncEngine):
+        found = database()
+        database = await found if isinstance(found, Awaitable) else found
     engine, ours = _engine(database, handlers)
     store = Store(engine)
     try:
@@ -203,10 +206,8 @@ async def open_store(
             await engine.dispose()
 
 
-def _engine(database: Database, handlers: int) -> tuple[AsyncEngine, bool]:
+def _engine(database: str | AsyncEngine, handlers: int) -> tuple[AsyncEngine, bool]:
     """The engine, and whether it was made here."""
-    if not isinstance(database, str | AsyncEngine):
-        database = database()
     if isinstance(database, AsyncEngine):
         if f"{database.dialect.name}+{database.dialect.driver}" not in EXTRAS:
             raise _unsupported(database.dialect.name)

@@ -9,9 +9,7 @@ in which a command leaves the events that the service's process publishes.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -76,20 +74,13 @@ async def open_database(url: str, tables: MetaData) -> AsyncIterator[Database]:
         yield database
 
 
-def prepared(url: str, tables: MetaData) -> str:
+async def prepared(url: str, tables: MetaData) -> str:
     """A database whose missing tables are created, for ``Service(database=lambda: prepared(…))``; returns the URL.
 
-    It is called while a service starts, on its event loop, and so does its work on another, in a thread. Raises as
-    `open_database`.
+    Raises as `open_database`.
     """
-
-    async def prepare() -> None:
-        async with open_database(url, tables):
-            pass
-
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(asyncio.run, prepare()).result()
-    return url
+    async with open_database(url, tables):
+        return url
 
 
 def may_pass(error: BaseException) -> bool:

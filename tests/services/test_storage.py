@@ -106,7 +106,7 @@ async def test_many_may_start_at_once_on_an_empty_database(url: str) -> None:
             assert (await session.scalars(select(outbox))).all() == []
             assert (await session.scalars(select(Row))).all() == []
 
-    starts = [asyncio.to_thread(prepared, url, Base.metadata) for _ in range(5)]
+    starts = [prepared(url, Base.metadata) for _ in range(5)]
     await asyncio.gather(*(start() for _ in range(5)), *starts)
 
 
