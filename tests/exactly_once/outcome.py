@@ -186,7 +186,7 @@ class Outcome:
             ("status histories complete and in order", f"{_complete(facts):,} of {2 * len(facts.orders):,}"),
             ("e-mails written", f"{len(facts.emails):,}"),
             ("sent by SMTP once, twice", f"{once[1]:,}, {len(self.sent) - once[1]}"),
-            ("sent or not: in doubt for CRM", f"{len(self.in_doubt_emails)}"),
+            ("in doubt for CRM: sent, not sent", f"{self._in_doubt_and_sent}, {self._in_doubt_and_not_sent}"),
             ("revenue by Reporting", self.revenue),
             ("sum of the orders", self.due),
             ("inbox entries", f"{sum(map(len, self.inboxes.values())):,}"),
@@ -197,6 +197,14 @@ class Outcome:
             ("anything else not as it should be", f"{len(self.wrong)}"),
             ("minutes", f"{self.minutes:.0f}"),
         ]
+
+    @property
+    def _in_doubt_and_sent(self) -> int:
+        return len(self.in_doubt_emails & self.sent.keys())
+
+    @property
+    def _in_doubt_and_not_sent(self) -> int:
+        return len(self.in_doubt_emails - self.sent.keys())
 
     @property
     def _by_kills(self) -> int:
