@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from errno import errorcode
 from urllib.parse import urlencode, urlsplit
@@ -41,8 +41,10 @@ HEARTBEAT = 10
 SILENCE = 2 * HEARTBEAT
 """Seconds without a byte after which we give RabbitMQ up."""
 
-FAILURES = (AMQPError, PAMQPException, ChannelInvalidStateError, OSError, TimeoutError, RuntimeError)
-"""What aio-pika raises when a connection or channel is gone or refused."""
+FAILURES = (
+    AMQPError, PAMQPException, ChannelInvalidStateError, OSError, TimeoutError, RuntimeError, StopAsyncIteration,
+)  # fmt: skip
+"""What aio-pika raises when a connection or channel is gone or refused: the last when a peer hangs up at once."""
 
 UNCONFIRMED = 2.0, 15.0, 60.0
 """Seconds for which publishes may go without a confirm before we give the connection up: on one that has confirmed
@@ -87,6 +89,19 @@ def wedged(queue: str, error: BaseException) -> ConnectionFailed:
         f"Delete it (rabbitmqctl delete_queue {queue}, or in the management UI): it is then declared anew. "
         "What was in it is in the event log."
     )
+
+
+@contextlib.contextmanager
+def uncancelled() -> Iterator[None]:
+    """When a connection ends under a request, aiormq may cancel whoever waits for it. That is a failure, and no more: a
+    task that nobody cancelled must not end by it."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise ConnectionError("connection closed") from None
 
 
 class Link:
@@ -212,12 +227,17 @@ class Link:
 
     async def _supervise(self) -> None:
         while True:
-            await self._until_broken()
+            try:
+                with uncancelled():
+                    await self._until_broken()
+            except Exception as error:  # whatever it is, whoever supervises lives on
+                self._log.exception("unexpected", error=str(error))
+                self.break_off(reason(error))
             self._log.warning("disconnected", error=self._why)
             await self._drop()
             self._hosts.rotate(-1)
             retrying = AsyncRetrying(
-                retry=retry_if_exception_type(BrokerError),
+                retry=retry_if_exception_type(Exception),
                 wait=wait_random_exponential(multiplier=0.1, max=2),
                 before_sleep=self._say_why,
             )
@@ -271,7 +291,8 @@ class Link:
 
     def _say_why(self, state: RetryCallState) -> None:
         """Say a new reason once; an outage of hours is not a line every five seconds."""
-        why = str(state.outcome.exception()) if state.outcome else ""
+        error = state.outcome.exception() if state.outcome else None
+        why = str(error) or type(error).__name__
         if why != self._why:
             self._why = why
             self._log.warning("connecting", error=why)
@@ -296,27 +317,9 @@ class Link:
     async def _connect_to(self, url: str) -> None:
         self._broken.clear()
         self._waiting_since, self._patience = None, self._first_patience
-        separator = "&" if urlsplit(url).query else "?"
-        query = urlencode({"heartbeat": HEARTBEAT, "name": self._name})
         async with asyncio.timeout(self._settings.connect_timeout / len(self._settings.hosts)):
-            self._connection = connection = aio_pika.Connection(URL(f"{url}{separator}{query}"))
-            self._sockets = connection.kwargs["transport_factory"] = Sockets(
-                self.break_off if self._settings.direct else None
-            )
-            await connection.connect()
-
-            def on_close(_: object, error: BaseException | None) -> None:
-                if self._connection is connection:
-                    self.break_off(reason(error), error=error)
-
-            connection.close_callbacks.add(on_close)
-            self._opened = connection.channel(publisher_confirms=True, on_return_raises=True)
-            await self._opened.initialize()
-            self._opened.close_callbacks.add(on_close)
-            channel = await self._opened.get_underlay_channel()
-            await self._declare()
-            if self._use is not None:
-                await self._use(channel)
+            with uncancelled():
+                channel = await self._set_up(url)
         if self._broken.is_set():
             raise ConnectionFailed(f"The connection to {readable(url)} broke while it was set up: {self._why}")
         assert self._channel is not None
@@ -325,6 +328,30 @@ class Link:
         self._channel.set_result(channel)
         self._log.info("connected", server=readable(url))
 
+    async def _set_up(self, url: str) -> AbstractChannel:
+        """Open a connection and a channel, declare, and begin to use it."""
+        separator = "&" if urlsplit(url).query else "?"
+        query = urlencode({"heartbeat": HEARTBEAT, "name": self._name})
+        self._connection = connection = aio_pika.Connection(URL(f"{url}{separator}{query}"))
+        self._sockets = connection.kwargs["transport_factory"] = Sockets(
+            self.break_off if self._settings.direct else None
+        )
+        await connection.connect()
+
+        def on_close(_: object, error: BaseException | None) -> None:
+            if self._connection is connection:
+                self.break_off(reason(error), error=error)
+
+        connection.close_callbacks.add(on_close)
+        self._opened = connection.channel(publisher_confirms=True, on_return_raises=True)
+        await self._opened.initialize()
+        self._opened.close_callbacks.add(on_close)
+        channel = await self._opened.get_underlay_channel()
+        await self._declare()
+        if self._use is not None:
+            await self._use(channel)
+        return channel
+
     @contextlib.asynccontextmanager
     async def scratch(self) -> AsyncIterator[AbstractChannel]:
         """A channel for one thing that RabbitMQ may answer by closing it."""
@@ -332,17 +359,18 @@ class Link:
             raise ConnectionFailed("not connected")
         opened = self._connection.channel(publisher_confirms=False)
         try:
-            await opened.initialize()
-            yield await opened.get_underlay_channel()
+            with uncancelled():
+                await opened.initialize()
+                yield await opened.get_underlay_channel()
         finally:
-            with contextlib.suppress(*FAILURES):
+            with contextlib.suppress(*FAILURES), uncancelled():
                 await opened.close()
 
     async def _drop(self) -> None:
         self._lost(None)
         connection, self._connection = self._connection, None
         if connection is not None:
-            with contextlib.suppress(*FAILURES):
+            with contextlib.suppress(*FAILURES), uncancelled():
                 async with asyncio.timeout(2):
                     await connection.close()
             self._sockets.abort()

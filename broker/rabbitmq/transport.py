@@ -15,7 +15,7 @@ from broker.logs import logger
 from broker.rabbitmq import guard
 from broker.rabbitmq.declare import apply, remove
 from broker.rabbitmq.direct import DirectChannel, DirectPublisher
-from broker.rabbitmq.link import FAILURES, SILENCE, Link, reason, translate, wedged
+from broker.rabbitmq.link import FAILURES, SILENCE, Link, reason, translate, uncancelled, wedged
 from broker.rabbitmq.plain import PlainChannel, PlainPublisher
 from broker.settings import Settings
 from broker.topology import Topology, shared_topology
@@ -207,9 +207,10 @@ class RabbitMQConsumer:
         prefetch, note = self._begun = self._wanted
         tag = f"{self._queue}.{uuid4().hex[:8]} {note}".strip()
         self._tag = tag.encode()[:LONGEST_TAG].decode(errors="ignore")
-        await channel.channel.basic_qos(prefetch_count=prefetch)
         arguments = {"x-stream-offset": self._taking.offset} if self._taking.offset else None
-        await channel.consume(self._queue, self._tag, self._take, arguments)
+        with uncancelled():
+            await channel.channel.basic_qos(prefetch_count=prefetch)
+            await channel.consume(self._queue, self._tag, self._take, arguments)
 
     @property
     def _wanted(self) -> tuple[int, str]:
@@ -233,7 +234,8 @@ class RabbitMQConsumer:
                 if not self._cancelled:
                     async with asyncio.timeout(SILENCE):
                         await self._consume(channel)
-                        await channel.cancel(before)
+                        with uncancelled():
+                            await channel.cancel(before)
             except Exception as error:  # aiormq raises a bare one when the channel closes under a request
                 if channel is self._channel and not self._cancelled:
                     self._link.break_off(reason(error))
@@ -250,7 +252,7 @@ class RabbitMQConsumer:
         self._cancelled = True
         async with self._turning:
             if self._channel is not None and not self._channel.channel.is_closed:
-                with contextlib.suppress(*FAILURES):
+                with contextlib.suppress(*FAILURES), uncancelled():
                     async with asyncio.timeout(2):
                         await self._channel.cancel(self._tag)
 

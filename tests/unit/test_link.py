@@ -171,3 +171,32 @@ async def test_a_connection_that_confirms_nothing_is_given_up_and_sooner_than_on
     link.sent()
     assert not await given_up(within=2.5), "it confirms, slowly"
     await link.close()
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [StopAsyncIteration(), asyncio.CancelledError(), ConnectionResetError(104, "reset"), LookupError("unheard of")],
+    ids=lambda failure: type(failure).__name__,
+)
+async def test_whatever_a_reconnect_ends_with_it_tries_again(failure: BaseException) -> None:
+    """A peer that accepts and hangs up at once (a proxy before a RabbitMQ that is down) makes aiormq raise the first."""
+
+    async def nothing() -> None: ...
+
+    outcomes: list[BaseException | AbstractChannel] = [Mock(AbstractChannel), failure, failure, Mock(AbstractChannel)]
+
+    class Scripted(Link):
+        async def _set_up(self, url: str) -> AbstractChannel:
+            outcome = outcomes.pop(0)
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return outcome
+
+    link = Scripted(Settings(), "test", structlog.get_logger(), declare=nothing)
+    await link.open()
+    first = await link.channel()
+    link.break_off("the peer went away", first)
+    async with asyncio.timeout(10):
+        assert await link.channel() is not first
+    assert outcomes == []
+    await link.close()
