@@ -108,9 +108,9 @@ class World:
         """A process of a service."""
         made = self.settings(**settings)
         transport = self.unconnected(service.name, **settings)
-        async with serve(service, made, logger(made, service=service.name), transport) as subscriber:
-            assert subscriber is not None
-            yield subscriber
+        async with serve(service, made, logger(made, service=service.name), transport) as standing:
+            assert standing.subscriber is not None
+            yield standing.subscriber
 
     async def take(
         self, queue: str, *, by: Transport | None = None, prefetch: int = 100, offset: str | None = None

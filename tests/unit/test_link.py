@@ -179,7 +179,7 @@ async def test_a_connection_that_confirms_nothing_is_given_up_and_sooner_than_on
     ids=lambda failure: type(failure).__name__,
 )
 async def test_whatever_a_reconnect_ends_with_it_tries_again(failure: BaseException) -> None:
-    """A peer that accepts and hangs up at once (a proxy before a RabbitMQ that is down) makes aiormq raise the first."""
+    """A peer that accepts and hangs up at once, a proxy before a RabbitMQ that is down: aiormq raises the first."""
 
     async def nothing() -> None: ...
 
