@@ -211,31 +211,43 @@ async def run_once(node: AnyNode, database: str, size: Size, folder: Path) -> Ou
 
 
 async def exactly_once(size: Size, databases: list[str]) -> int:
-    """Run it; returns the exit code."""
+    """Run it; returns the exit code. Data and logs stay when something was wrong."""
     told = f"SEED={size.seed} ORDERS={size.orders} KILLS={size.kills} DATABASES={','.join(databases)}"
     print(told, flush=True)  # noqa: T201
-    outcomes = []
-    async with AsyncExitStack() as stack:
-        node = await asyncio.to_thread(node_to_break)
-        stack.callback(node.close)
-        folder = Path(tempfile.mkdtemp(prefix="exactly-once-"))
-        async with Management(node.url, node.management_url) as management:
-            version = await management.version()
-        for database in databases:
-            outcomes.append(await run_once(node, database, size, folder))
-            for wrong in outcomes[-1].wrong:
-                print(f"WRONG: {wrong}", flush=True)  # noqa: T201
-        text = report(size.seed, version, outcomes)
-        wrongs = sum(len(outcome.wrong) for outcome in outcomes)
-    print(f"\n{text}\n", flush=True)  # noqa: T201
-    if size.orders >= ORDERS and size.kills >= KILLS and set(databases) >= set(ON):
-        write("exactly-once", text, PAGE)
+    folder = Path(tempfile.mkdtemp(prefix="exactly-once-"))
+    try:
+        wrongs = await run_on_each(size, databases, folder)
+    except asyncio.CancelledError:  # somebody interrupted it
+        await asyncio.to_thread(shutil.rmtree, folder)
+        raise
+    except Exception:
+        print(f"It broke off. Data and logs: {folder}", flush=True)  # noqa: T201
+        raise
     if wrongs:
         print(f"{wrongs} things are WRONG. Data and logs: {folder}")  # noqa: T201
         return 1
     await asyncio.to_thread(shutil.rmtree, folder)
     print("Nothing lost, nothing twice.")  # noqa: T201
     return 0
+
+
+async def run_on_each(size: Size, databases: list[str], folder: Path) -> int:
+    """A run on each kind of database, and the report of them; returns how many things were wrong."""
+    outcomes = []
+    async with AsyncExitStack() as stack:
+        node = await asyncio.to_thread(node_to_break)
+        stack.callback(node.close)
+        async with Management(node.url, node.management_url) as management:
+            version = await management.version()
+        for database in databases:
+            outcomes.append(await run_once(node, database, size, folder))
+            for wrong in outcomes[-1].wrong:
+                print(f"WRONG: {wrong}", flush=True)  # noqa: T201
+    text = report(size.seed, version, outcomes)
+    print(f"\n{text}\n", flush=True)  # noqa: T201
+    if size.orders >= ORDERS and size.kills >= KILLS and set(databases) >= set(ON):
+        write("exactly-once", text, PAGE)
+    return sum(len(outcome.wrong) for outcome in outcomes)
 
 
 def main() -> int:
@@ -248,7 +260,10 @@ def main() -> int:
     if unknown := set(databases) - set(ON):
         print(f"DATABASES knows {' and '.join(ON)}, not {', '.join(sorted(unknown))}.", file=sys.stderr)  # noqa: T201
         return 2
-    return asyncio.run(exactly_once(Size(seed, orders, kills), databases))
+    try:
+        return asyncio.run(exactly_once(Size(seed, orders, kills), databases))
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":
