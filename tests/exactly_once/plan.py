@@ -86,5 +86,5 @@ def delays(seed: int) -> Random:
 
 
 def delay(random: Random) -> float:
-    """Seconds: for a half of them none, so that both are in hand together; else up to ten."""
-    return 0.0 if random.random() < 0.5 else random.uniform(0, 10)
+    """Seconds: for a half of them none, so that both are in hand together; else up to five."""
+    return 0.0 if random.random() < 0.5 else random.uniform(0, 5)
