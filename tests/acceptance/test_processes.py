@@ -338,7 +338,7 @@ async def test_a_database_that_cannot_be_opened_ends_the_process_and_events_wait
 
     (tmp_path / "file").touch()  # where a folder should be: even root cannot write below it
     broken = packing(tmp_path / "file" / "packing.db")
-    assert await broken.ended() == 1
+    assert await broken.ended() == 7  # DatabaseUnusable
     assert str(tmp_path / "file") in broken.lines("failed")[0]["error"]
     assert not broken.lines("handled")
 
