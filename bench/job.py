@@ -126,6 +126,32 @@ class Seen:
             self.all.set()
 
 
+class Share:
+    """A handler of one of several processes of a service: counts, and is done when nothing has come for a while."""
+
+    QUIET = 2.0
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._taken, self._began, self._ended = 0, (0.0, 0.0), (0.0, 0.0)
+
+    def take(self, order: Any) -> None:
+        """Handle an order."""
+        self._ended = time.monotonic(), time.process_time()
+        if not self._taken:
+            self._began = self._ended
+        self._taken += 1
+
+    async def complete(self) -> None:
+        """Wait until nothing more comes, and report."""
+        taken = -1
+        while taken != self._taken:
+            taken = self._taken
+            await asyncio.sleep(self.QUIET)
+        (first, cpu), (last, in_the_end) = self._began, self._ended
+        self._job.result |= {"first": first, "last": last, "events": taken, "cpu": (in_the_end - cpu) / max(1, taken) * 1e6}  # fmt: skip  # noqa: E501
+
+
 def memory() -> float:
     """The most that this process has held, in MiB. (``getrusage`` would tell its parent's, too.)"""
     status = Path("/proc/self/status")

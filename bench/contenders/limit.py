@@ -6,6 +6,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -70,6 +71,13 @@ class Client:
     def purge(self, queue: str) -> None:
         """Empty a queue."""
         self.call(method(1, 50, 30, b"\0\0" + short(queue) + b"\0"), 50, 31, before=True)
+
+    def read_until_quiet(self, seconds: float) -> None:
+        """Throw away what still comes, until nothing has come for so long."""
+        self.socket.settimeout(seconds)
+        with suppress(TimeoutError):
+            while self.socket.recv(1 << 20):
+                pass
 
     def payloads(self) -> Iterator[tuple[int, bytes]]:
         """Frames, one by one; reads more when there is none."""
@@ -138,7 +146,8 @@ def consume(job: Job) -> None:
         client.socket.sendall(method(1, 60, 20, b"\0\0" + short(queue) + short(queue) + b"\0" + b"\0\0\0\0"))
     order = type("Order", (), {"sent": 0})
     needle = struct.pack(">I", DELIVER)
-    last, count, data = 0, 0, b""
+    last = acknowledged = 0
+    data = b""
     while not seen.all.is_set():
         data += client.socket.recv(1 << 20)
         at = 0
@@ -148,9 +157,11 @@ def consume(job: Job) -> None:
                 break
             if data[at] == 1 and data[at + 7 : at + 11] == needle:
                 tag_at = at + 12 + data[at + 11]
-                last, count = int.from_bytes(data[tag_at : tag_at + 8]), count + 1
+                last = int.from_bytes(data[tag_at : tag_at + 8])
                 seen.take(order)
             at += size + 8
         data = data[at:]
-        client.socket.sendall(method(1, 60, 80, struct.pack(">QB", last, 1)) if last else b"")
-    time.sleep(2)  # RabbitMQ takes in the last acks; a connection that closes earlier loses some
+        if last > acknowledged:  # a tag that is acknowledged twice closes the channel, and gives all back
+            client.socket.sendall(method(1, 60, 80, struct.pack(">QB", last, 1)))
+            acknowledged = last
+    client.read_until_quiet(2)  # the last bodies; RabbitMQ then takes in the last acks, which it lost if we hung up

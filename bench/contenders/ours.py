@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from bench.job import Job, Seen
+from bench.job import Job, Seen, Share
 from bench.order import KEY, Line, fields
 from broker import Broker, Event, Service, Settings
 from broker.logs import logger
@@ -70,6 +70,13 @@ async def consume(job: Job) -> None:
         await seen.all.wait()
 
 
+async def consume_share(job: Job) -> None:
+    """One of several processes of a service: takes what it is given."""
+    share = Share(job)
+    async with serve(service(job.queues[0], share), settings(job), logger(settings(job))):
+        await share.complete()
+
+
 async def consume_patterns(job: Job) -> None:
     """One service with many patterns, of which the last takes the events."""
     seen, it = Seen(job), Service(job.queues[0])
@@ -90,7 +97,7 @@ async def idle(job: Job) -> None:
         await asyncio.sleep(1)
 
 
-def service(name: str, seen: Seen) -> Service:
+def service(name: str, seen: Seen | Share) -> Service:
     it = Service(name)
 
     @it.on(NewOrderPlaced)
