@@ -76,6 +76,11 @@ class Settings(BaseSettings):
         ge=100_000_000,
         description="How large the event log may grow before its oldest events go. Used by whoever creates the log.",
     )
+    record_handlings: bool = Field(
+        default=True,
+        description="Record in the event log what became of each event in each service, for `broker story`. "
+        "Published to the exchange `<exchange>.handled`, up to 500 handlings or one second at a time.",
+    )
     concurrency: int = Field(
         default=10,
         ge=1,
@@ -193,6 +198,11 @@ class Settings(BaseSettings):
     def event_log(self) -> str:
         """Name of the stream that keeps every event."""
         return f"{self.exchange}.log"
+
+    @property
+    def handlings_exchange(self) -> str:
+        """Name of the exchange through which services tell the event log what became of events."""
+        return f"{self.exchange}.handled"
 
     @property
     def full_prefetch(self) -> int:

@@ -46,6 +46,7 @@ from broker.errors import (
 )
 from broker.events import Catalogue, Event
 from broker.handlers import Collector, Context, Handler, Handlers, Threads, payload_of
+from broker.handlings import Outcome, Recorder
 from broker.pause import KillSwitch
 from broker.publisher import Broker, Publication
 from broker.retry import Acknowledge, DeadLetter, Decision, Retry, RetryAfter, decide
@@ -173,6 +174,7 @@ class Subscriber:
         self._log = log.bind()  # structlog's proxy would bind anew for each line
         self._settings = broker.settings
         self._line: deque[Delivery] = deque()
+        self._recorder = Recorder(self._service, self._settings, transport, log)
         self._threads = Threads(self._settings.concurrency, self._service)
         self._workers: set[Worker] = set()
         self._idle: deque[asyncio.Future[None]] = deque()
@@ -191,6 +193,7 @@ class Subscriber:
         """Declare what the service owns, and consume. Raises as `Transport.declare` does."""
         patterns = self._it.handlers.bindings
         await self._transport.declare(service_topology(self._service, patterns, self._settings.exchange))
+        await self._recorder.start()
         self._fresh = copy_context()
         for _ in range(self._settings.concurrency):
             self._hire()
@@ -218,6 +221,7 @@ class Subscriber:
             if late:
                 self._log.warning("given back", deliveries=len(late))
         await asyncio.gather(*(worker.task for worker in self._workers), return_exceptions=True)
+        await self._recorder.close()
         if self._alarm is not None:
             self._alarm.cancel()
         self._threads.close()
@@ -524,29 +528,37 @@ class Subscriber:
             ) from None
 
     def _report(self, handled: Handled, error: Exception | None, decision: Decision) -> None:
-        if isinstance(decision, Acknowledge) and not self._log.is_enabled_for(DEBUG):
+        """Record how a handling ended, and log it: what went well for `DEBUG` alone."""
+        envelope, attempt = handled.envelope, handled.attempt
+        handler = handled.handler.name if handled.handler else None
+        outcome: Outcome = "duplicate" if handled.duplicate else "handled"
+        details: dict[str, str] = {}
+        if isinstance(decision, RetryAfter):
+            outcome, details["delay"] = "retrying", str(decision.delay)
+        elif isinstance(decision, DeadLetter):
+            outcome = "dead"
+        if error is not None:
+            details["error"] = f"{type(error).__name__}: {error}"
+        self._recorder.note(envelope, outcome, attempt, handled.took, handler, **details)
+        if error is None and not self._log.is_enabled_for(DEBUG):
             return
-        envelope = handled.envelope
         what = {
             "event_name": envelope.name,
             "event_id": str(envelope.id),
             "correlation_id": str(envelope.story.correlation_id),
             "source": envelope.source,
-            "attempt": handled.attempt,
-            "handler": handled.handler.name if handled.handler else None,
+            "attempt": attempt,
+            "handler": handler,
             "took": round(handled.took, 6),
         }
         if envelope.story.causation_id is not None:
             what["causation_id"] = str(envelope.story.causation_id)
-        why = f"{type(error).__name__}: {error}"
-        trace = error if handled.attempt == 1 and not isinstance(error, BrokerError) else None
-        match decision:
-            case Acknowledge():
-                self._log.debug("duplicate" if handled.duplicate else "handled", **what)
-            case RetryAfter(delay):
-                self._log.warning("retrying", **what, delay=str(delay), error=why, exc_info=trace)
-            case DeadLetter():
-                self._log.error("dead", **what, error=why, exc_info=trace)
+        if error is None:
+            self._log.debug(outcome, **what)
+            return
+        trace = error if attempt == 1 and not isinstance(error, BrokerError) else None
+        tell = self._log.error if outcome == "dead" else self._log.warning
+        tell(outcome, **what, **details, exc_info=trace)
 
 
 def _wrapped(around: Around, context: Context, handle: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:

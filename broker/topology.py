@@ -105,6 +105,16 @@ def shared_topology(settings: Settings) -> Topology:
     exchange = Exchange(settings.exchange, "topic")
     if not settings.log:
         return Topology((exchange,))
+    return _logged(exchange, settings)
+
+
+def handlings_topology(settings: Settings) -> Topology:
+    """The exchange through which services tell the event log, and nobody else, what became of events."""
+    return _logged(Exchange(settings.handlings_exchange, "topic"), settings)
+
+
+def _logged(exchange: Exchange, settings: Settings) -> Topology:
+    """An exchange, with the event log that keeps what is published to it."""
     log = Queue(
         settings.event_log,
         {
@@ -181,9 +191,10 @@ def service_permissions(
 ) -> Permissions:
     """Least privilege of a service: all of its own, reading the exchange by its patterns, writing it by its keys."""
     own, exchange = re.escape(service), re.escape(settings.exchange)
+    handled = r"(\.handled)?" if settings.log and settings.record_handlings else ""
     return Permissions(
         configure=rf"^{own}(\.|$)",
-        write=rf"^({own}(\.|$)|{exchange}$)",
+        write=rf"^({own}(\.|$)|{exchange}{handled}$)",
         read=rf"^({own}(\.|$)|{exchange}$)",
         topic_write=_any_of(publishes),
         topic_read=_any_of(patterns),

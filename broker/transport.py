@@ -106,13 +106,16 @@ class Delivery(Protocol):
 Receive = Callable[[Delivery], None]
 """Takes a delivery. Must not block and must not raise."""
 
+Offset = str | int | datetime
+"""Where in a stream to begin: ``"first"``, ``"next"``, a message's number, or a time (it begins a little before)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Taking:
     """How a consumer takes: see `Transport.consume`."""
 
     prefetch: int
-    offset: str | None = None
+    offset: Offset | None = None
     careful: bool = True
 
 
@@ -187,7 +190,7 @@ class Transport(Protocol):
         """
 
     async def consume(
-        self, queue: str, receive: Receive, *, prefetch: int, offset: str | None = None, careful: bool = True
+        self, queue: str, receive: Receive, *, prefetch: int, offset: Offset | None = None, careful: bool = True
     ) -> Consumer:
         """Have a queue's messages handed to ``receive``, again after each reconnect.
 
@@ -195,7 +198,7 @@ class Transport(Protocol):
             queue: its name.
             receive: called for each delivery.
             prefetch: how many may be in hand at a time.
-            offset: for a stream, where to begin: ``"first"``, ``"next"``, ``"1h"`` …
+            offset: for a stream, where to begin. After a reconnect it goes on behind the last that was delivered.
             careful: take one at a time until one comes that is not redelivered.
         """
 

@@ -11,6 +11,7 @@ from aiormq.abc import AbstractChannel
 from aiormq.exceptions import ChannelNotFoundEntity, ConnectionInternalError
 from structlog.typing import FilteringBoundLogger
 
+from broker.errors import Malformed
 from broker.logs import logger
 from broker.rabbitmq import guard
 from broker.rabbitmq.declare import apply, remove
@@ -19,7 +20,7 @@ from broker.rabbitmq.link import FAILURES, SILENCE, Link, reason, translate, unc
 from broker.rabbitmq.plain import PlainChannel, PlainPublisher
 from broker.settings import Settings
 from broker.topology import Topology, shared_topology
-from broker.transport import Consumer, Delivery, Message, Receive, Taking, Waiter
+from broker.transport import Consumer, Delivery, Message, Offset, Receive, Taking, Waiter
 
 YOUNG = 2.0
 """Seconds during which a queue just declared is not trusted: RabbitMQ killed then may bring it back without what it
@@ -139,7 +140,7 @@ class RabbitMQ:
     # -- consuming -----------------------------------------------------------------------------------------------
 
     async def consume(
-        self, queue: str, receive: Receive, *, prefetch: int, offset: str | None = None, careful: bool = True
+        self, queue: str, receive: Receive, *, prefetch: int, offset: Offset | None = None, careful: bool = True
     ) -> Consumer:
         consumer = RabbitMQConsumer(self._consuming, queue, receive, Taking(prefetch, offset, careful))
         self._consumers.append(consumer)
@@ -188,6 +189,7 @@ class RabbitMQConsumer:
         self._begun = (0, "")
         self._turning = asyncio.Lock()
         self._widening: asyncio.Task[None] | None = None
+        self._latest: Delivery | None = None
         self.started = False
 
     async def start(self, channel: DirectChannel | PlainChannel) -> None:
@@ -207,10 +209,19 @@ class RabbitMQConsumer:
         prefetch, note = self._begun = self._wanted
         tag = f"{self._queue}.{uuid4().hex[:8]} {note}".strip()
         self._tag = tag.encode()[:LONGEST_TAG].decode(errors="ignore")
-        arguments = {"x-stream-offset": self._taking.offset} if self._taking.offset else None
+        offset = self._offset
+        arguments = None if offset is None else {"x-stream-offset": offset}
         with uncancelled():
             await channel.channel.basic_qos(prefetch_count=prefetch)
             await channel.consume(self._queue, self._tag, self._take, arguments)
+
+    @property
+    def _offset(self) -> Offset | None:
+        """Where in a stream to begin: behind the last that was delivered."""
+        if self._latest is not None:
+            with contextlib.suppress(Malformed, KeyError):
+                return int(str(self._latest.message.headers["x-stream-offset"])) + 1
+        return self._taking.offset
 
     @property
     def _wanted(self) -> tuple[int, str]:
@@ -221,6 +232,8 @@ class RabbitMQConsumer:
         if self._careful and not delivery.redelivered and not delivery.lost:
             self._careful = False
             self._widening = asyncio.create_task(self._consume_anew())
+        if self._taking.offset is not None:
+            self._latest = delivery
         self._receive(delivery)
 
     async def _consume_anew(self) -> None:
