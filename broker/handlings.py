@@ -7,23 +7,24 @@ A service collects its handlings, and publishes them up to `MOST` or a second at
      "outcome": "handled", "attempt": 1, "started": "2026-07-01T12:00:00.123456Z", "took": 0.0123, "handler": "pack"}]}
 
 They are for people who ask what happened, not a promise: a process that is killed takes its last second of them along,
-and nothing waits for them. Without the right to write to that exchange a service says so once, and does its work.
+and nothing waits for them. They are published apart from everything else, so that no refusal of them disturbs the
+service; without the right to write to that exchange it says so once, and does its work.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable
 from datetime import UTC, datetime
-from time import time
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
+from uuid import UUID
 
 from pydantic_core import to_json
 from structlog.typing import FilteringBoundLogger
 
 from broker.envelope import Envelope
-from broker.errors import AccessRefused, BrokerError, NotConfirmed, TopologyConflict
+from broker.errors import AccessRefused, BrokerError, TooLarge, TopologyConflict
 from broker.settings import Settings
 from broker.topology import handlings_topology
 from broker.transport import Message, Transport
@@ -32,6 +33,8 @@ MOST = 500
 """Handlings in one message."""
 AFTER = 1.0
 """Seconds after which what was collected is published, however little it is."""
+CLOSING = 3.0
+"""Seconds in which a service that ends tries to publish the rest."""
 KEPT = 10_000
 """Handlings that wait for RabbitMQ to take them; beyond, the oldest are forgotten."""
 ERROR_MOST = 500
@@ -39,6 +42,21 @@ ERROR_MOST = 500
 TYPE = "Handlings"
 
 Outcome: TypeAlias = Literal["handled", "duplicate", "retrying", "dead"]
+
+
+class Noted(NamedTuple):
+    """One handling. ``began`` is in seconds since 1970."""
+
+    event_id: UUID
+    correlation_id: UUID
+    name: str
+    outcome: Outcome
+    attempt: int
+    began: float
+    took: float
+    handler: str | None
+    error: str | None
+    delay: str | None
 
 
 class Recorder:
@@ -54,76 +72,83 @@ class Recorder:
         self._settings = settings
         self._transport = transport
         self._log = log
+        self._collected: deque[Noted] = deque(maxlen=KEPT)
+        self._enough = asyncio.Event()
         self._on = False
-        self._collected: deque[Mapping[str, Any]] = deque(maxlen=KEPT)
-        self._alarm: asyncio.TimerHandle | None = None
-        self._under_way: asyncio.Future[None] | None = None
+        self._working: asyncio.Task[None] | None = None
+        self._failing = False
 
-    async def start(self) -> None:
-        """Have the exchange in place, if handlings are recorded and this user may. Raises `ConnectionFailed`."""
-        if not (self._settings.log and self._settings.record_handlings):
-            return
-        try:
-            await self._transport.declare(handlings_topology(self._settings))
+    def start(self) -> None:
+        """Begin to collect, if handlings are recorded."""
+        if self._settings.log and self._settings.record_handlings:
             self._on = True
-        except (AccessRefused, TopologyConflict) as error:
-            self._stop(error)
+            self._working = asyncio.create_task(self._work(), name="handlings")
 
     def note(  # noqa: PLR0913, PLR0917  (what a handling consists of)
         self,
         envelope: Envelope,
         outcome: Outcome,
         attempt: int,
+        began: float,
         took: float,
         handler: str | None,
         error: str | None = None,
         delay: str | None = None,
     ) -> None:
-        """Note one handling that has just ended. ``took`` is in seconds."""
+        """Note one handling that has ended.
+
+        Args:
+            began: when, in seconds since 1970.
+            took: how many seconds.
+            handler: the function's name.
+            error: why it did not succeed.
+            delay: after which it is handled again.
+        """
         if not self._on:
             return
         collected = self._collected
-        handling = {
-            "event_id": envelope.id,
-            "correlation_id": envelope.story.correlation_id,
-            "name": envelope.name,
-            "outcome": outcome,
-            "attempt": attempt,
-            "started": time() - took,
-            "took": took,
-            "handler": handler,
-        }
-        if error is not None:
-            handling["error"] = error[:ERROR_MOST]
-        if delay is not None:
-            handling["delay"] = delay
-        collected.append(handling)
-        if len(collected) == 1 and self._alarm is None:
-            self._alarm = asyncio.get_running_loop().call_later(AFTER, self._on_time)
-        elif len(collected) >= MOST and self._under_way is None:
-            self._publish()
+        story = envelope.story.correlation_id
+        collected.append(Noted(envelope.id, story, envelope.name, outcome, attempt, began, took, handler, error, delay))
+        if len(collected) == MOST:
+            self._enough.set()
 
     async def close(self) -> None:
-        """Publish what is left, and wait for it no longer than a publish may take."""
-        while self._on and (self._collected or self._under_way is not None):
-            if self._under_way is None:
-                self._publish()
-            else:
-                await asyncio.wait([self._under_way])
+        """Publish what is left, and wait for it no longer than `CLOSING`."""
         self._on = False
-        if self._alarm is not None:
-            self._alarm.cancel()
+        if self._working is None:
+            return
+        self._enough.set()
+        await asyncio.wait([self._working], timeout=CLOSING)
+        self._working.cancel()
+        await asyncio.wait([self._working])
+        if self._collected:
+            self._log.warning("handlings not recorded", count=len(self._collected))
 
-    def _on_time(self) -> None:
-        self._alarm = None
-        if self._under_way is None and self._collected:
-            self._publish()
+    async def _work(self) -> None:
+        """Publish whenever there are enough, and once a second what there is; at the end, all."""
+        going_on = True
+        while going_on:
+            least = MOST
+            try:
+                async with asyncio.timeout(AFTER):
+                    await self._enough.wait()
+            except TimeoutError:
+                least = 1
+            self._enough.clear()
+            try:
+                while len(self._collected) >= (least if self._on else 1):
+                    await self._publish()
+            except (AccessRefused, TopologyConflict) as error:
+                self._stop(error)
+            except Exception as error:  # whatever it is, the service does its work
+                self._say(str(error))
+                if self._on:
+                    await asyncio.sleep(AFTER)
+            going_on = self._on
 
-    def _publish(self) -> None:
+    async def _publish(self) -> None:
+        """The oldest ones, in one message. What cannot be published now waits on."""
         some = [self._collected.popleft() for _ in range(min(MOST, len(self._collected)))]
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
         message = Message(
             exchange=self._settings.handlings_exchange,
             key=self._service,
@@ -133,23 +158,22 @@ class Recorder:
             app_id=self._service,
             timestamp=datetime.now(UTC),
         )
-        self._under_way = asyncio.ensure_future(
-            self._transport.publish(message, mandatory=False, timeout=self._settings.publish_timeout)
-        )
-        self._under_way.add_done_callback(self._published)
+        topology = handlings_topology(self._settings)
+        try:
+            await self._transport.aside(message, topology, timeout=self._settings.publish_timeout)
+            self._failing = False
+        except TooLarge as error:  # it always will be
+            self._say(str(error))
+        except BaseException:
+            room = KEPT - len(self._collected)
+            self._collected.extendleft(reversed(some[max(0, len(some) - room) :]))
+            raise
 
-    def _published(self, ended: asyncio.Future[None]) -> None:
-        self._under_way = None
-        error = NotConfirmed("interrupted") if ended.cancelled() else ended.exception()
-        if isinstance(error, AccessRefused):
-            self._stop(error)
-            return
-        if error is not None:
-            self._log.warning("handlings not recorded", error=str(error))
-        if len(self._collected) >= MOST:
-            self._publish()
-        elif self._collected:
-            self._alarm = asyncio.get_running_loop().call_later(AFTER, self._on_time)
+    def _say(self, error: str) -> None:
+        """Once, until it goes well again."""
+        if not self._failing:
+            self._log.warning("handlings not recorded", error=error)
+        self._failing = True
 
     def _stop(self, error: BrokerError) -> None:
         """Record no more: this user may not, and will not be allowed to while it runs."""
@@ -162,7 +186,24 @@ class Recorder:
         )
 
 
-def body(service: str, handlings: list[Mapping[str, Any]]) -> bytes:
+def body(service: str, handlings: Iterable[Noted]) -> bytes:
     """Handlings as they stand in the event log."""
-    told = [{**it, "started": datetime.fromtimestamp(it["started"], UTC)} for it in handlings]
-    return to_json({"service": service, "handlings": told}, inf_nan_mode="null")
+    return to_json({"service": service, "handlings": [_told(it) for it in handlings]}, inf_nan_mode="null")
+
+
+def _told(it: Noted) -> dict[str, Any]:
+    told = {
+        "event_id": it.event_id,
+        "correlation_id": it.correlation_id,
+        "name": it.name,
+        "outcome": it.outcome,
+        "attempt": it.attempt,
+        "started": datetime.fromtimestamp(it.began, UTC),
+        "took": it.took,
+        "handler": it.handler,
+    }
+    if it.error is not None:
+        told["error"] = it.error[:ERROR_MOST].encode("utf-8", "replace").decode()  # half a character, say
+    if it.delay is not None:
+        told["delay"] = it.delay
+    return told

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from broker.errors import ConnectionFailed, TooLarge, TopologyConflict, Unroutable
 from broker.settings import Settings
 from broker.topology import Exchange, Queue, Topology, matches, shared_topology
-from broker.transport import Consumer, Death, Message, Receive, Taking, Waiter, tell
+from broker.transport import Consumer, Death, Message, Offset, Receive, Taking, Waiter, tell
 
 
 @dataclass(slots=True)
@@ -243,11 +243,15 @@ class Memory:
     def post(self, message: Message, waiter: Waiter, *, mandatory: bool, timeout: float) -> None:
         tell(waiter, self.publish(message, mandatory=mandatory, timeout=timeout))
 
+    async def aside(self, message: Message, topology: Topology, *, timeout: float) -> None:
+        self._server.declare(topology)
+        await self.publish(message, mandatory=False, timeout=timeout)
+
     async def until_trusted(self, queue: str) -> None:
         """Always."""
 
     async def consume(
-        self, queue: str, receive: Receive, *, prefetch: int, offset: str | None = None, careful: bool = True
+        self, queue: str, receive: Receive, *, prefetch: int, offset: Offset | None = None, careful: bool = True
     ) -> Consumer:
         stored = self._server.queues[queue]
         consumer = MemoryConsumer(self._server, stored, receive, Taking(prefetch, offset, careful))

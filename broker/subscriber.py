@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from logging import DEBUG
-from time import perf_counter
+from time import perf_counter, time
 from typing import TYPE_CHECKING, Any
 
 from structlog.contextvars import bind_contextvars, unbind_contextvars
@@ -82,13 +82,14 @@ class Subscription:
 
 @dataclass(slots=True)
 class Handled:
-    """How a handling ended."""
+    """How a handling ended: it began so many seconds since 1970, and took so many."""
 
     envelope: Envelope
     handler: Handler | None
     attempt: int
     error: Exception | None
     publications: Sequence[Publication]
+    began: float
     took: float
     duplicate: bool = False
 
@@ -193,7 +194,7 @@ class Subscriber:
         """Declare what the service owns, and consume. Raises as `Transport.declare` does."""
         patterns = self._it.handlers.bindings
         await self._transport.declare(service_topology(self._service, patterns, self._settings.exchange))
-        await self._recorder.start()
+        self._recorder.start()
         self._fresh = copy_context()
         for _ in range(self._settings.concurrency):
             self._hire()
@@ -355,7 +356,7 @@ class Subscriber:
         error: Exception | None = None
         publications: Sequence[Publication] = ()
         duplicate = False
-        started = perf_counter()
+        began, started = time(), perf_counter()
         try:
             handler, event = self._it.handlers.choose(envelope)
             self._notice_newer(envelope, event.__contract__.version if event else None)
@@ -369,7 +370,8 @@ class Subscriber:
             error = raised
         if not duplicate and not isinstance(error, Reject | Malformed | Unhandled):  # these say nothing of how we are
             self._switch.note(error)
-        return Handled(envelope, handler, attempt, error, publications, perf_counter() - started, duplicate)
+        took = perf_counter() - started
+        return Handled(envelope, handler, attempt, error, publications, began, took, duplicate)
 
     async def _once(  # noqa: PLR0913, PLR0917  (what one call of a handler consists of)
         self,
@@ -539,7 +541,7 @@ class Subscriber:
             outcome = "dead"
         if error is not None:
             details["error"] = f"{type(error).__name__}: {error}"
-        self._recorder.note(envelope, outcome, attempt, handled.took, handler, **details)
+        self._recorder.note(envelope, outcome, attempt, handled.began, handled.took, handler, **details)
         if error is None and not self._log.is_enabled_for(DEBUG):
             return
         what = {

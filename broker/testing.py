@@ -41,7 +41,7 @@ from broker.service import Service, serve
 from broker.settings import Settings
 from broker.topology import Exchange, Queue, Topology, dead_queue, matches
 from broker.transactions import Transactions
-from broker.transport import Consumer, Delivery, Message, Receive, Transport, Waiter, tell
+from broker.transport import Consumer, Delivery, Message, Offset, Receive, Transport, Waiter, tell
 
 E = TypeVar("E", bound=Event)
 
@@ -218,11 +218,15 @@ class Recorded:
     def post(self, message: Message, waiter: Waiter, *, mandatory: bool, timeout: float) -> None:
         tell(waiter, self.publish(message, mandatory=mandatory, timeout=timeout))
 
+    async def aside(self, message: Message, topology: Topology, *, timeout: float) -> None:
+        outgoing = replace(message, exchange=self._prefix + message.exchange)
+        await self._inner.aside(outgoing, renamed(topology, self._prefix), timeout=timeout)
+
     async def until_trusted(self, queue: str) -> None:
         """A test's RabbitMQ is not killed in the middle."""
 
     async def consume(
-        self, queue: str, receive: Receive, *, prefetch: int, offset: str | None = None, careful: bool = True
+        self, queue: str, receive: Receive, *, prefetch: int, offset: Offset | None = None, careful: bool = True
     ) -> Consumer:
         def received(delivery: Delivery) -> None:
             recorded = RecordedDelivery(delivery, self._journal, self._who, self._prefix)

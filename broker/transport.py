@@ -183,6 +183,20 @@ class Transport(Protocol):
     def post(self, message: Message, waiter: Waiter, *, mandatory: bool, timeout: float) -> None:
         """The same, telling a waiter instead of being awaited: for many at a time, it costs less."""
 
+    async def aside(self, message: Message, topology: Topology, *, timeout: float) -> None:
+        """Publish what nobody relies on, apart from everything else: whatever becomes of it disturbs no other publish.
+
+        Args:
+            message: what to publish. It need not be routed anywhere.
+            topology: what it needs; declared before the first, and when one was refused.
+            timeout: the deadline in seconds.
+
+        Raises:
+            ConnectionFailed: no confirm within the deadline. It may be stored.
+            TooLarge: RabbitMQ takes none of this size.
+            AccessRefused, TopologyConflict: this user may not publish it.
+        """
+
     async def until_trusted(self, queue: str) -> None:
         """Return once a confirm of this queue can be relied on: a moment after it was first declared.
 

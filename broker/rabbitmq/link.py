@@ -352,6 +352,15 @@ class Link:
             await self._use(channel)
         return channel
 
+    async def another_channel(self) -> AbstractChannel:
+        """A channel beside, with confirms, whose end concerns nobody else. It ends with the connection."""
+        if self._connection is None:
+            raise ConnectionFailed("not connected")
+        with uncancelled():
+            opened = self._connection.channel(publisher_confirms=True)
+            await opened.initialize()
+            return await opened.get_underlay_channel()
+
     @contextlib.asynccontextmanager
     async def scratch(self) -> AsyncIterator[AbstractChannel]:
         """A channel for one thing that RabbitMQ may answer by closing it."""

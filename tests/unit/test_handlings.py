@@ -1,0 +1,322 @@
+"""What a service tells the event log of its handlings; and that nothing about it disturbs the service."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker import Reject, Retry, Service, Settings
+from broker.envelope import Envelope, Story
+from broker.errors import AccessRefused, BrokerError, ConnectionFailed, TooLarge, TopologyConflict
+from broker.eventlog import Handling
+from broker.handlings import KEPT, MOST, Noted, Recorder, body
+from broker.memory import Memory, Server
+from broker.topology import Binding, Exchange, Queue, Topology, handlings_topology
+from broker.transport import Message
+from tests.conformance.worlds import World
+from tests.parcels import ParcelSent, ParcelWeighed, weighed
+from tests.waiting import until
+
+NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.handlings.AFTER", 0.02)
+    monkeypatch.setattr("broker.handlings.CLOSING", 0.2)
+
+
+class Wire(Memory):
+    """A way to RabbitMQ on which every message of handlings is written down, or fails with the next of `failures`."""
+
+    def __init__(self) -> None:
+        super().__init__(Server(), Settings())
+        self.told: list[Message] = []
+        self.failures: list[BaseException | None] = []
+        self.silent = False
+
+    async def aside(self, message: Message, topology: Topology, *, timeout: float) -> None:
+        if self.silent:
+            await asyncio.sleep(timeout)
+            raise ConnectionFailed("no answer")
+        failure = self.failures.pop(0) if self.failures else None
+        if failure is not None:
+            raise failure
+        self.told.append(message)
+
+    @property
+    def handlings(self) -> list[dict[str, Any]]:
+        return [it for message in self.told for it in json.loads(message.body)["handlings"]]
+
+
+def recorder(wire: Wire, **settings: Any) -> Recorder:
+    made = Recorder("packing", Settings(**settings), wire, structlog.get_logger())
+    made.start()
+    return made
+
+
+def envelope(name: str = "Parcel Weighed") -> Envelope:
+    event_id = uuid4()
+    return Envelope(name, "parcel.weighed", event_id, NOON, "scales", None, 1, Story(event_id), b"{}", True)
+
+
+def note(it: Recorder, count: int = 1) -> list[UUID]:
+    """Note so many handlings; returns the events' ids."""
+    events = [envelope() for _ in range(count)]
+    for event in events:
+        it.note(event, "handled", 1, NOON.timestamp(), 0.5, "pack")
+    return [event.id for event in events]
+
+
+def ids(wire: Wire) -> list[UUID]:
+    return [UUID(it["event_id"]) for it in wire.handlings]
+
+
+# -- what is told ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_handling_reads_as_documented() -> None:
+    wire = Wire()
+    it = recorder(wire)
+    event = envelope()
+    it.note(event, "retrying", 2, NOON.timestamp() + 0.123456, 0.5, "pack", "ValueError: no tape", "30s")
+    await it.close()
+    (message,) = wire.told
+    assert (message.exchange, message.key, message.content_type, message.type) == (
+        "events.handled",
+        "packing",
+        "application/json",
+        "Handlings",
+    )
+    assert json.loads(message.body) == {
+        "service": "packing",
+        "handlings": [
+            {
+                "event_id": str(event.id),
+                "correlation_id": str(event.id),
+                "name": "Parcel Weighed",
+                "outcome": "retrying",
+                "attempt": 2,
+                "started": "2026-07-01T12:00:00.123456Z",
+                "took": 0.5,
+                "handler": "pack",
+                "error": "ValueError: no tape",
+                "delay": "30s",
+            }
+        ],
+    }
+
+
+async def test_error_and_delay_stand_only_where_there_is_one() -> None:
+    wire = Wire()
+    it = recorder(wire)
+    note(it)
+    await it.close()
+    assert wire.handlings[0].keys().isdisjoint({"error", "delay"})
+
+
+@given(name=st.text(), error=st.text(), handler=st.text())
+def test_whatever_stands_in_a_handling_can_be_read_again(name: str, error: str, handler: str) -> None:
+    name, handler = (text.encode("utf-8", "replace").decode() for text in (name, handler))  # as they come off the wire
+    told = json.loads(body("packing", [Noted(uuid4(), uuid4(), name, "dead", 4, 1e9, 0.1, handler, error, None)]))
+    read = Handling.model_validate(told["handlings"][0])
+    assert (read.name, read.handler, read.outcome, read.attempt) == (name, handler, "dead", 4)
+    assert len(read.error or "") <= 500
+
+
+def test_half_a_character_in_an_error_is_no_reason_to_fail() -> None:
+    told = body("packing", [Noted(uuid4(), uuid4(), "A", "dead", 1, 1e9, 0.1, None, "what\udcff", None)])
+    assert json.loads(told)["handlings"][0]["error"] == "what?"
+
+
+async def test_each_way_to_end_is_told() -> None:
+    """As a service goes through them, in memory, read from the log."""
+    service = Service("sorting", retry=Retry("1ms"))
+
+    @service.on(ParcelWeighed)
+    async def sort(event: ParcelWeighed) -> ParcelSent:
+        if event.grams == 2:
+            raise Reject("too light")
+        if event.grams == 3:
+            raise ValueError("no tape")
+        return ParcelSent(parcel_id=event.parcel_id)
+
+    async with World(None) as world:
+        broker = await world.broker("scales")
+        everything = await world.transport(declare=Topology((), (Queue("all"),), (Binding("events", "all", "#"),)))
+        async with world.serve(service):
+            well, light, unlucky = [await broker.publish(weighed(grams)) for grams in (1, 2, 3)]
+            await until(lambda: len(world.server.queues["sorting.dead"].ready) == 2)
+        log = [stored.message for stored in world.server.queues["events.log"].ready]
+        told = [it for m in log if m.exchange == "events.handled" for it in json.loads(m.body)["handlings"]]
+        assert await everything.count("all") == 4, "three weighed, one sent: a subscriber of # sees no handlings"
+
+    def of(event_id: UUID) -> list[tuple[Any, ...]]:
+        return [(it["outcome"], it["attempt"], it.get("error")) for it in told if it["event_id"] == str(event_id)]
+
+    assert of(well) == [("handled", 1, None)]
+    assert of(light) == [("dead", 1, "Reject: too light")]
+    assert of(unlucky) == [("retrying", 1, "ValueError: no tape"), ("dead", 2, "ValueError: no tape")]
+    assert {it["handler"] for it in told} == {"sort"}
+
+
+async def test_an_event_that_a_handler_publishes_is_not_older_than_its_handling() -> None:
+    service = Service("sorting")
+
+    @service.on(ParcelWeighed)
+    async def sort(event: ParcelWeighed) -> ParcelSent:
+        return ParcelSent(parcel_id=event.parcel_id)
+
+    async with World(None) as world:
+        broker = await world.broker("scales")
+        async with world.serve(service):
+            await broker.publish(weighed())
+            await until(lambda: len(world.server.queues["events.log"].ready) >= 3)
+        log = [stored.message for stored in world.server.queues["events.log"].ready]
+    (sent,) = [json.loads(m.body) for m in log if m.type == "Parcel Sent"]
+    (told,) = [it for m in log if m.type == "Handlings" for it in json.loads(m.body)["handlings"]]
+    assert datetime.fromisoformat(told["started"]) <= datetime.fromisoformat(sent["time"])
+
+
+# -- when it is told -------------------------------------------------------------------------------------------------
+
+
+async def test_many_are_told_at_once_and_few_after_a_moment() -> None:
+    wire = Wire()
+    it = recorder(wire)
+    noted = note(it, MOST + 3)
+    assert wire.told == []
+    await until(lambda: len(wire.told) == 2)
+    assert [len(json.loads(message.body)["handlings"]) for message in wire.told] == [MOST, 3]
+    assert ids(wire) == noted, "in order"
+    await it.close()
+
+
+async def test_the_rest_is_told_when_the_service_ends() -> None:
+    wire = Wire()
+    it = recorder(wire)
+    noted = note(it, 2 * MOST + 1)
+    await it.close()
+    assert ids(wire) == noted
+    note(it)
+    await it.close()
+    assert len(ids(wire)) == 2 * MOST + 1, "after that, nothing"
+
+
+@pytest.mark.parametrize("off", [{"record_handlings": False}, {"log": False}], ids=["not recorded", "no log"])
+async def test_switched_off_nothing_is_kept_or_told(off: dict[str, bool]) -> None:
+    wire = Wire()
+    it = recorder(wire, **off)
+    note(it, 2 * MOST)
+    await it.close()
+    assert wire.told == []
+
+
+async def test_switched_off_there_is_no_exchange_for_them() -> None:
+    service = Service("sorting")
+    service.on(ParcelWeighed)(lambda event: None)
+    async with World(None) as world:
+        broker = await world.broker("scales")
+        async with world.serve(service, record_handlings=False):
+            await broker.publish(weighed())
+            await until(lambda: not world.server.queues["sorting"].unacked)
+        assert "events.handled" not in world.server.exchanges
+
+
+def test_only_the_log_is_bound_to_their_exchange() -> None:
+    declared = handlings_topology(Settings(exchange="shop"))
+    assert declared.exchanges == (Exchange("shop.handled", "topic"),)
+    assert declared.bindings == (Binding("shop.handled", "shop.log", "#"),)
+
+
+# -- when it cannot be told ------------------------------------------------------------------------------------------
+
+
+def reasons(lines: list[dict[str, Any]]) -> list[str]:
+    """Why handlings are not recorded, as logged."""
+    return [str(it.get("error", it.get("count"))) for it in lines if it["event"] == "handlings not recorded"]
+
+
+@pytest.mark.parametrize(
+    "refusal", [AccessRefused("no"), TopologyConflict("another kind")], ids=lambda it: type(it).__name__
+)
+async def test_who_may_not_says_so_once_and_collects_no_more(refusal: BrokerError, lines: list[dict[str, Any]]) -> None:
+    wire = Wire()
+    wire.failures = [refusal]
+    it = recorder(wire)
+    note(it, 3)
+    await until(lambda: reasons(lines))
+    note(it, 2 * MOST)
+    await it.close()
+    assert wire.told == []
+    (said,) = reasons(lines)
+    assert said.startswith(str(refusal))
+    assert "BROKER_RECORD_HANDLINGS=off" in said
+
+
+async def test_while_rabbitmq_is_away_they_wait(lines: list[dict[str, Any]]) -> None:
+    wire = Wire()
+    wire.failures = [ConnectionFailed("away"), ConnectionFailed("away"), ConnectionFailed("away")]
+    it = recorder(wire)
+    noted = note(it, 3)
+    await until(lambda: wire.told)
+    assert ids(wire) == noted
+    assert reasons(lines) == ["away"], "said once"
+    await it.close()
+
+
+async def test_a_failure_of_any_kind_is_survived(lines: list[dict[str, Any]]) -> None:
+    wire = Wire()
+    wire.failures = [RuntimeError("a bug of ours")]
+    it = recorder(wire)
+    noted = note(it, 3)
+    await until(lambda: wire.told)
+    assert ids(wire) == noted
+    assert reasons(lines) == ["a bug of ours"]
+    await it.close()
+
+
+async def test_no_more_than_so_many_wait_and_the_newest_are_kept() -> None:
+    wire = Wire()
+    wire.silent = True
+    it = recorder(wire, publish_timeout=0.05)
+    noted = note(it, KEPT // 2)
+    await asyncio.sleep(0.03)  # the first are under way
+    noted += note(it, KEPT)
+    assert len(it._collected) == KEPT
+    await until(lambda: it._failing)
+    assert len(it._collected) == KEPT
+    wire.silent = False
+    await until(lambda: len(ids(wire)) >= KEPT)
+    assert ids(wire) == noted[-KEPT:]
+    await it.close()
+
+
+async def test_what_rabbitmq_will_never_take_is_let_go(lines: list[dict[str, Any]]) -> None:
+    wire = Wire()
+    wire.failures = [TooLarge("16 MiB")]
+    it = recorder(wire)
+    note(it)
+    await until(lambda: reasons(lines) == ["16 MiB"])
+    after = note(it)
+    await until(lambda: wire.told)
+    assert ids(wire) == after
+    await it.close()
+
+
+async def test_a_service_that_ends_while_rabbitmq_is_away_does_not_wait_long(lines: list[dict[str, Any]]) -> None:
+    wire = Wire()
+    wire.silent = True
+    it = recorder(wire)
+    note(it, 5 * MOST)
+    async with asyncio.timeout(2):
+        await it.close()
+    assert reasons(lines)[-1] == str(5 * MOST), "it says how many are lost"
