@@ -4,7 +4,8 @@ aio-pika spends some 120 µs of processor time on each message: objects, futures
 message costs a few. Only Basic.Publish, Deliver, Return, Ack, Nack and Reject are ours, with what they carry;
 connecting, TLS, declaring, consuming, closing stay aio-pika's. With ``BROKER_DIRECT=off``, see `plain`.
 
-- Publishes of one turn of the event loop share one write; confirms are settled in ranges; nobody waits for anybody.
+- A publish that is alone is written at once; others of one turn of the event loop share a write. Confirms are settled
+  in ranges; nobody waits for anybody.
 - Acks of one turn share one write, too; those up to the first delivery still in hand share one frame.
 """
 
@@ -163,7 +164,8 @@ class DirectPublisher:
             type=message.type,
             app_id=message.app_id,
         )
-        if not self._out:
+        alone = not self._waiting
+        if not alone and not self._out:
             self._loop.call_soon(self._flush)
         self._out.append(frames.publish(self._channel, message.exchange, message.key, mandatory=pending.mandatory))
         self._out.append(frames.content(self._channel, properties, message.body, self._frame_max))
@@ -172,7 +174,7 @@ class DirectPublisher:
         self._bytes += size
         self._unwritten += size
         self._link.sent()
-        if self._unwritten >= WRITE_AT:
+        if alone or self._unwritten >= WRITE_AT:
             self._flush()
 
     def _flush(self) -> None:

@@ -20,6 +20,7 @@ DEFAULTS = {
     "log": True,
     "log_max_age": "7D",
     "log_max_bytes": 5_000_000_000,
+    "record_handlings": True,
     "direct": True,
     "concurrency": 10,
     "prefetch": None,

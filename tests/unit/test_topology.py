@@ -151,12 +151,21 @@ def test_least_privilege_of_a_service() -> None:
         assert not any(re.search(regex, foreign) for regex in (it.configure, it.write, it.read)), foreign
     assert not re.search(it.configure, "events")
     assert re.search(it.write, "events")
+    assert re.search(it.write, "events.handled")
     assert re.search(it.read, "events")
+    assert not re.search(it.read, "events.handled")
     assert not re.search(it.read, "events.log")
     assert re.search(it.topic_read, "parcel.*")
     assert not re.search(it.topic_read, "parcel.x")
     assert re.search(it.topic_write, "parcel.sent")
     assert not re.search(it.topic_write, "parcelxsent")
+
+
+def test_a_service_that_records_no_handlings_may_not_write_them() -> None:
+    for settings in (Settings(log=False), Settings(record_handlings=False)):
+        it = service_permissions("packing", settings, patterns=["a"], publishes=[])
+        assert re.search(it.write, "events")
+        assert not re.search(it.write, "events.handled")
 
 
 def test_a_service_that_publishes_nothing_may_write_no_key() -> None:
