@@ -168,7 +168,7 @@ async def test_at_the_ladders_end_it_is_dead_with_its_story(world: World) -> Non
         event_id = await broker.publish(weighed(7))
         dead = await world.dead("packing")
         await dead.reach(1)
-        reading = await world.take("events.log", offset="first")
+        reading = await world.events()
         await reading.reach(1)
     letter, original = dead[0].message, reading[0].message
     assert letter.body == original.body
@@ -476,7 +476,7 @@ def publishing_and_returning(service: Service) -> None:
 
 async def test_all_ways_to_publish_give_the_same_events_under_the_same_ids(world: World) -> None:
     """The event is handled five times, by one handler after the other: nothing new is published after the first."""
-    log = await world.take("events.log", offset="first", by=await world.transport())
+    log = await world.events()
     broker = await world.broker("scales")
     event = weighed()
     await broker.publish(event)
@@ -484,7 +484,7 @@ async def test_all_ways_to_publish_give_the_same_events_under_the_same_ids(world
     for subscribe in (returning, yielding, yielding_in_a_thread, publishing, publishing_and_returning):
         service = Service("packing", publishes=[ParcelSent, ParcelLost])
         subscribe(service)
-        async with world.serve(service):
+        async with world.serve(service, record_handlings=False):
             await broker.publish(event)
             expected += 3
             await log.reach(expected)
@@ -508,9 +508,9 @@ async def test_a_story_goes_on_from_service_to_service(world: World) -> None:
     async def send(event: ParcelSent) -> ParcelLost:
         return ParcelLost(parcel_id=event.parcel_id)
 
-    log = await world.take("events.log", offset="first", by=await world.transport())
+    log = await world.events()
     broker = await world.broker("scales")
-    async with world.serve(packing), world.serve(dispatch):
+    async with world.serve(packing, record_handlings=False), world.serve(dispatch, record_handlings=False):
         story = await broker.publish(weighed())
         await log.reach(3)
     first, second, third = (envelope_of(delivery.message) for delivery in log.deliveries)

@@ -137,6 +137,8 @@ async def read_log(opened: RabbitMQ) -> Log:
             await delivery.ack()
             if delivery.message.key == LAST:
                 return log
+            if delivery.message.exchange != "events":  # what became of them
+                continue
             envelope = read(delivery.message)
             log.messages += 1
             log.events.setdefault((envelope.source, envelope.id), envelope)
