@@ -121,6 +121,18 @@ class World:
         taken.consumer = await transport.consume(queue, taken.deliveries.append, prefetch=prefetch, offset=offset)
         return taken
 
+    async def events(self) -> Taken:
+        """The events in the log, from its beginning on; not what became of them."""
+        taken = Taken()
+
+        def receive(delivery: Delivery) -> None:
+            if delivery.message.exchange == "events":
+                taken.deliveries.append(delivery)
+
+        transport = await self.transport("events taken")
+        taken.consumer = await transport.consume("events.log", receive, prefetch=100, offset="first")
+        return taken
+
     async def dead(self, service: str) -> Taken:
         """A service's dead letters as they come. The service must have started once."""
         return await self.take(dead_queue(service))
