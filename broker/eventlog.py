@@ -7,6 +7,7 @@ message has one, they only grow, and the oldest go when the log is truncated.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -30,6 +31,8 @@ IN_HAND = 2000
 """Messages in memory at a time."""
 PATIENCE = 30.0
 """Seconds without a message, where there are some, after which something is wrong."""
+EMPTY, SILENT = 1.0, 0.1
+"""Seconds without a first message, and without a further one, after which there is none: it takes milliseconds."""
 LOOK_EVERY = 500
 """Messages after which the place in the log is looked up: it stands in a header, and reading that costs."""
 
@@ -142,18 +145,30 @@ class EventLog:
             ContractError: there is no event log.
             ConnectionFailed: RabbitMQ went away.
         """
-        count = await self._transport.count(self.name)
-        if count is None:
+        if await self._transport.count(self.name) is None:  # its number lags by some seconds
             raise ContractError(
                 f"RabbitMQ has no event log {self.name!r}. A service or `Broker` that may declares it when it starts, "
                 "unless BROKER_LOG=off."
             )
-        if not count:
-            return Span(0, 0)
-        async for entry in self.read():
-            first = entry.offset or 0
-            return Span(first, first + count)
-        return Span(0, 0)
+        last = await self._glance("last", until_silent=True)
+        first = await self._glance("first") if last else []
+        return Span(first[0], last[-1] + 1) if first else Span(0, 0)
+
+    async def _glance(self, begin: Offset, *, until_silent: bool = False) -> list[int]:
+        """The numbers of the messages that are handed out at once from a place on: of the last chunk, say."""
+        arrived: asyncio.Queue[Delivery] = asyncio.Queue()
+        consumer = await self._transport.consume(
+            self.name, arrived.put_nowait, prefetch=IN_HAND, offset=begin, careful=False
+        )
+        numbers: list[int] = []
+        with contextlib.suppress(TimeoutError):
+            while len(numbers) < IN_HAND and (until_silent or not numbers):
+                async with asyncio.timeout(SILENT if numbers else EMPTY):
+                    delivery = await arrived.get()
+                await delivery.ack()
+                numbers.append(Entry(delivery, self._settings.handlings_exchange).offset or 0)
+        await consumer.cancel()
+        return numbers
 
     async def read(self, begin: Offset = "first", *, end: int | None = None) -> AsyncGenerator[Entry]:
         """Its messages from a place on, up to before ``end``; without one for ever, as they come.
@@ -229,4 +244,7 @@ def time_of(event_id: UUID) -> datetime | None:
     """When a time-ordered id (UUIDv7) was made; None for another one."""
     if event_id.version != 7:
         return None
-    return datetime.fromtimestamp((event_id.int >> 80) / 1000, UTC)
+    try:
+        return datetime.fromtimestamp((event_id.int >> 80) / 1000, UTC)
+    except ValueError:  # after the year 9999
+        return None
