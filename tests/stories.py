@@ -14,8 +14,8 @@ from broker.tools.story import Found, Subscriptions, tell
 from broker.tools.story import Story as Told
 
 NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
-FIRST = UUID("019fbd14-8400-7000-8000-000000000001")
-"""The id of every story's first event."""
+FIRST = UUID(int=int(NOON.timestamp() * 1000) << 80 | 7 << 76 | 2 << 62 | 1)
+"""The id of every story's first event, made at noon."""
 
 
 def event_id(name: str) -> UUID:

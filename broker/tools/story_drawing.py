@@ -254,7 +254,7 @@ def mermaid(story: Story) -> str:
 
 def for_mermaid(text: str) -> str:
     """A text on one line of Mermaid: what could mean something to it is written by number, as is the word ``end``."""
-    one_line = cut(" ".join(text.split()), 160) or "?"
+    one_line = cut(printable(" ".join(text.split())), 160) or "?"
     words = ["#101;nd" if word.lower() == "end" else "".join(map(_numbered, word)) for word in one_line.split(" ")]
     return " ".join(words)
 
@@ -268,8 +268,12 @@ def _numbered(character: str) -> str:
 
 def clean(text: str, *, lines: bool = False) -> str:
     """A foreign text for HTML and XML: escaped, and without what neither may hold or what turns its direction."""
-    kept = "\n" if lines else ""
-    return escape("".join(c if c.isprintable() or c in kept else "\N{REPLACEMENT CHARACTER}" for c in text))
+    return escape(printable(text, "\n" if lines else ""))
+
+
+def printable(text: str, kept: str = "") -> str:
+    """Without the characters that mean something of their own."""
+    return "".join(c if c.isprintable() or c in kept else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def cut(text: str, cells: int) -> str:

@@ -53,7 +53,9 @@ LOOK_EVERY = 500
 NEAR = 500
 """Messages looked through for what somebody may have meant."""
 PATIENCE = 3.0
-"""Seconds for the management API, or for the log to hand out anything from a time on."""
+"""Seconds for the management API."""
+NOTHING = 1.0
+"""Seconds without a message from a time on, after which the log has none: it takes milliseconds."""
 STORIES_MOST = 1000
 """Stories that a search finds, at most."""
 
@@ -324,7 +326,7 @@ class Reader:
             if span.first == span.end:
                 return
             try:
-                async with asyncio.timeout(PATIENCE if isinstance(begin, datetime) else None):
+                async with asyncio.timeout(NOTHING if isinstance(begin, datetime) else None):
                     entry = await anext(entries, None)
             except TimeoutError:
                 return
