@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from html import escape
 
-STYLE = """
+PALETTE = """
 :root { color-scheme: light dark; --ink: #1f2328; --soft: #59636e; --line: #d1d7de; --paper: #ffffff; --box: #f6f8fa;
   --well: #1f5fbf; --retry: #9a6700; --bad: #cf222e; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6edf3; --soft: #9198a1; --line: #3d444d; --paper: #0d1117; --box: #161b22;
     --well: #6ea8fe; --retry: #e3b341; --bad: #ff7b72; }
 }
+"""
+"""The few colours of pages and pictures: ink and what is softer, lines, paper, and how something went."""
+STYLE = (
+    PALETTE
+    + """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; }
@@ -31,6 +36,7 @@ button, input { font: inherit; color: inherit; }
 @media (prefers-reduced-motion: no-preference) { html { scroll-behavior: smooth; } }
 @media print { :root { --paper: #fff; --ink: #000; } }
 """
+)
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
@@ -67,4 +73,4 @@ def clean(text: object, *, lines: bool = False) -> str:
 
 def printable(text: str, *, lines: bool = False) -> str:
     """Text from elsewhere, without the characters that mean something of their own."""
-    return "".join(c if c.isprintable() or (lines and c == "\\n") else "\\N{REPLACEMENT CHARACTER}" for c in text)
+    return "".join(c if c.isprintable() or (lines and c == "\n") else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -7,10 +7,10 @@ lifeline is another attempt; what did not simply go well is said in words at the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from html import escape
 
 from rich.cells import cell_len
 
+from broker.tools.page import PALETTE, clean, printable
 from broker.tools.story import Arrow, Attempt, Ending, Step, Story, elapsed, how_it_ended, what_is_open
 
 UNKNOWN = "not in the log"
@@ -30,12 +30,6 @@ ARROWS_MOST = 1000
 """Arrows in one picture, at most."""
 
 STYLE = """
-.sequence { --ink: #1f2328; --soft: #59636e; --line: #c4cad1; --paper: #ffffff; --box: #f6f8fa;
-  --well: #1f5fbf; --retry: #9a6700; --bad: #cf222e; }
-@media (prefers-color-scheme: dark) {
-  .sequence { --ink: #e6edf3; --soft: #9198a1; --line: #3d444d; --paper: #0d1117; --box: #161b22;
-    --well: #6ea8fe; --retry: #e3b341; --bad: #ff7b72; }
-}
 .sequence text { font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; fill: var(--ink); }
 .sequence .paper { fill: var(--paper); }
 .sequence .lifeline line { stroke: var(--line); stroke-dasharray: 3 4; }
@@ -85,7 +79,7 @@ def drawing(story: Story, *, linked: bool = False) -> str:
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" class="sequence" {size} role="group" aria-label="{label}">',
-            f"<style>{STYLE}</style>",
+            f"<style>{STYLE if linked else PALETTE + STYLE}</style>",
             f'<rect class="paper" width="{layout.width}" height="{height}" rx="8"/>',
             *heads,
             *steps,
@@ -264,16 +258,6 @@ def _numbered(character: str) -> str:
 
 
 # -- text ------------------------------------------------------------------------------------------------------------
-
-
-def clean(text: str, *, lines: bool = False) -> str:
-    """A foreign text for HTML and XML: escaped, and without what neither may hold or what turns its direction."""
-    return escape(printable(text, "\n" if lines else ""))
-
-
-def printable(text: str, kept: str = "") -> str:
-    """Without the characters that mean something of their own."""
-    return "".join(c if c.isprintable() or c in kept else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def cut(text: str, cells: int) -> str:
