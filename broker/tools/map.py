@@ -1,0 +1,321 @@
+"""What is connected to what: services, events, bindings and queues, from the code, from RabbitMQ, or both laid over
+each other, with what does not fit.
+
+RabbitMQ knows queues and bindings, not who publishes: publishers, and the names of events, come from the code alone.
+Pure, but for `look`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from broker.service import Service
+from broker.tools.catalogue import Entry, read_catalogue
+from broker.topology import dead_queue, is_pattern, matches
+
+if TYPE_CHECKING:
+    from broker.tools.management import Activity, Binding, Management, Queue
+
+Where: TypeAlias = Literal["both", "code", "live"]
+"""Who knows of it: the code and RabbitMQ, or one of them alone. With one side only looked at, that side."""
+OF_A_SERVICE = re.compile(r"\.(dead|retry\.[^.]+|backfill|replay)$")
+"""How the queues end that a service has beside its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """A service's queue on RabbitMQ: how many events wait, are in hand, are dead; who consumes; events a second."""
+
+    ready: int = 0
+    unacked: int = 0
+    dead: int = 0
+    consumers: int = 0
+    rate_in: float = 0.0
+    rate_out: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceNode:
+    """A service. ``queue`` is None when RabbitMQ has none of it, or was not asked."""
+
+    name: str
+    where: Where
+    publishes: tuple[str, ...] = ()
+    queue: QueueState | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EventNode:
+    """An event that the code declares, or a binding that no event of the code has, under the binding itself."""
+
+    name: str
+    key: str
+    where: Where
+    versions: tuple[int, ...] = ()
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribed:
+    """A service gets an event, through a binding."""
+
+    event: str
+    service: str
+    binding: str
+    where: Where
+    handler: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """What does not fit: what it is about, what it means, and what helps."""
+
+    kind: str
+    about: str
+    text: str
+    help: str
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """All of it.
+
+    Attributes:
+        code: whether the code was looked at.
+        live: whether RabbitMQ was.
+        note: what people should know, such as why RabbitMQ was not.
+    """
+
+    services: tuple[ServiceNode, ...]
+    events: tuple[EventNode, ...]
+    subscribed: tuple[Subscribed, ...]
+    drift: tuple[Drift, ...]
+    code: bool
+    live: bool
+    note: str = ""
+
+    @property
+    def published(self) -> list[tuple[str, str]]:
+        """Who publishes what: service, event."""
+        return [(service.name, event) for service in self.services for event in service.publishes]
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, for programs."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What RabbitMQ says.
+
+    Attributes:
+        exchange: of all events.
+        log: the event log's name.
+    """
+
+    exchange: str
+    log: str
+    queues: Sequence[Queue] = ()
+    bindings: Sequence[Binding] = ()
+    activity: Mapping[str, Activity] = field(default_factory=dict)
+
+
+async def look(management: Management, exchange: str, log: str) -> Live:
+    """Ask RabbitMQ. Raises as `Management` does."""
+    return Live(exchange, log, await management.queues(), await management.bindings(), await management.activity())
+
+
+def draw(services: Sequence[Service] | None, live: Live | None, note: str = "") -> Map:
+    """The map: of the code (``services``), of RabbitMQ, or of both.
+
+    Raises:
+        ContractError: the code contradicts itself.
+    """
+    return _Drawing(services, live).map(note)
+
+
+class _Drawing:
+    """One map in the making."""
+
+    def __init__(self, services: Sequence[Service] | None, live: Live | None) -> None:
+        self.code = services is not None
+        self.live = live
+        self.services = {service.name: service for service in services or ()}
+        self.entries: dict[str, list[Entry]] = defaultdict(list)
+        for entry in read_catalogue(self.services.values()) if self.code else ():
+            self.entries[entry.event.__contract__.name].append(entry)
+        self.keys = {name: entries[0].event.__contract__.key for name, entries in self.entries.items()}
+        self.queues = {queue.name: queue for queue in live.queues} if live is not None else {}
+        self.bound: dict[str, set[str]] = defaultdict(set)
+        for binding in live.bindings if live is not None else ():
+            if binding.source == live.exchange and binding.destination_type == "queue":  # type: ignore[union-attr]
+                self.bound[binding.destination].add(binding.key)
+        if live is not None:
+            self.bound.pop(live.log, None)
+        self.drift: list[Drift] = []
+
+    def map(self, note: str) -> Map:
+        """All of it."""
+        subscribed = sorted(self._subscribed(), key=lambda it: (it.event, it.service, it.binding))
+        services = tuple(self._service(name) for name in self._names())
+        events = tuple(self._event(name, subscribed) for name in self._order(subscribed))
+        self._look_for_drift(services, events, subscribed)
+        return Map(services, events, tuple(subscribed), tuple(self.drift), self.code, self.live is not None, note)
+
+    def _where(self, *, code: bool, live: bool) -> Where:
+        return "both" if code and live else "code" if code else "live"
+
+    def _names(self) -> list[str]:
+        """The services: those of the code, and queues that are bound to the exchange or have dead letters."""
+        listening = {name.removesuffix(".dead") for name in self.queues if name.endswith(".dead")}
+        return sorted({*self.services, *self.bound, *(listening & set(self.queues))})
+
+    def _service(self, name: str) -> ServiceNode:
+        service = self.services.get(name)
+        published = {event.__contract__.name for event in service.publishes} if service is not None else set()
+        queue = self.queues.get(name)
+        where = self._where(code=service is not None, live=queue is not None)
+        return ServiceNode(name, where, tuple(sorted(published)), self._state(name) if queue is not None else None)
+
+    def _state(self, name: str) -> QueueState:
+        assert self.live is not None
+        queue, activity = self.queues[name], self.live.activity.get(name)
+        dead = self.queues.get(dead_queue(name))
+        return QueueState(
+            queue.ready,
+            queue.unacked,
+            dead.ready + dead.unacked if dead is not None else 0,
+            activity.consumers if activity is not None else queue.consumers or 0,
+            activity.published if activity is not None else 0.0,
+            activity.acknowledged if activity is not None else 0.0,
+        )
+
+    def _subscribed(self) -> Iterator[Subscribed]:
+        """Each event that each service gets, and how: as the code says, then what RabbitMQ has beyond it."""
+        handlers = {
+            (name, it.service, it.binding): it.handler
+            for name, entries in self.entries.items()
+            for entry in entries
+            for it in entry.subscribers
+        }
+        matched = {(service, binding) for _, service, binding in handlers}
+        for (event, service, binding), handler in handlers.items():
+            yield Subscribed(event, service, binding, self._where_bound(service, binding), handler)
+        for name, declaring in self.services.items():
+            for binding in declaring.handlers.bindings:
+                if (name, binding) not in matched:
+                    yield Subscribed(binding, name, binding, self._where_bound(name, binding))
+        for name, keys in self.bound.items():
+            declared = self.services[name].handlers.bindings if name in self.services else ()
+            for binding in keys.difference(declared):
+                events = [event for event, key in self.keys.items() if matches(binding, key)]
+                for event in events or [binding]:
+                    yield Subscribed(event, name, binding, "live")
+
+    def _where_bound(self, service: str, binding: str) -> Where:
+        return self._where(code=True, live=binding in self.bound.get(service, ()))
+
+    def _order(self, subscribed: Iterable[Subscribed]) -> list[str]:
+        """The events: those of one publisher beside each other."""
+        publisher = {event: name for name in reversed(self._names()) for event in self._published(name)}
+        names = {*self.entries, *(it.event for it in subscribed)}
+        return sorted(names, key=lambda name: (publisher.get(name, "~"), name))
+
+    def _published(self, name: str) -> set[str]:
+        service = self.services.get(name)
+        return {event.__contract__.name for event in service.publishes} if service is not None else set()
+
+    def _event(self, name: str, subscribed: Iterable[Subscribed]) -> EventNode:
+        entries = self.entries.get(name)
+        if not entries:
+            code = any(it.where != "live" for it in subscribed if it.event == name)
+            live = any(it.where != "code" for it in subscribed if it.event == name)
+            return EventNode(name, name, self._where(code=code, live=live))
+        live = any(it.where != "code" for it in subscribed if it.event == name)
+        versions = tuple(sorted(entry.event.__contract__.version for entry in entries))
+        return EventNode(name, self.keys[name], self._where(code=True, live=live), versions, entries[-1].title)
+
+    # -- what does not fit -------------------------------------------------------------------------------------------
+
+    def _look_for_drift(
+        self, services: Sequence[ServiceNode], events: Sequence[EventNode], subscribed: Sequence[Subscribed]
+    ) -> None:
+        if self.live is not None:
+            self._look_at_queues(services)
+        if self.live is not None and self.code:
+            self._look_at_bindings()
+        if self.code:
+            self._look_at_events(events, subscribed)
+
+    def _look_at_queues(self, services: Sequence[ServiceNode]) -> None:
+        for it in services:
+            if it.queue is not None and not it.queue.consumers:
+                waiting = f", and {it.queue.ready} events wait" if it.queue.ready else ""
+                self._add("no consumer", it.name, f"Nobody consumes the queue{waiting}.", "broker run MODULE")
+            if self.code and it.where == "live":
+                text = "A queue whose service no code has: events pile up in it."
+                self._add("no service", it.name, text, "broker doctor --prune, or name its code: --from MODULE")
+        known = {it.name for it in services}
+        for name in sorted(set(self.queues) - known):
+            owner = OF_A_SERVICE.sub("", name)
+            if self.live is not None and name != self.live.log and (owner == name or owner not in known):
+                self._add("foreign queue", name, "A queue of no service.", "Whoever made it knows what it is for.")
+
+    def _look_at_bindings(self) -> None:
+        for name, service in sorted(self.services.items()):
+            declared, bound = set(service.handlers.bindings), self.bound.get(name, set())
+            if name not in self.queues:
+                if declared:
+                    text = "It has no queue yet: it has never started here, and misses what is published now."
+                    self._add("not started", name, text, "broker run MODULE")
+                continue
+            for binding in sorted(bound - declared):
+                text = f"Its queue is bound by {binding!r}, and no code declares that."
+                self._add("stale binding", name, text, "broker doctor --prune")
+            for binding in sorted(declared - bound):
+                text = f"The code subscribes to {binding!r}, and its queue is not bound by it."
+                self._add("missing binding", name, text, "broker doctor --fix, or start the service again")
+
+    def _look_at_events(self, events: Sequence[EventNode], subscribed: Sequence[Subscribed]) -> None:
+        heard = {it.event for it in subscribed}
+        published = {event for name in self.services for event in self._published(name)}
+        for event in events:
+            if event.name in self.entries and event.name not in heard:
+                text = "Nobody subscribes to it."
+                self._add("unheard", event.name, text, "@service.on(…), or leave it: the event log keeps it")
+        for it in subscribed:
+            if it.where != "live" and it.event not in published:
+                what = "matches nothing that any code publishes" if is_pattern(it.event) else "is published by no code"
+                text = f"Its subscription to {it.event!r} {what}."
+                self._add("unpublished", it.service, text, "Service(…, publishes=[…]), or --from MODULE of who does")
+
+    def _add(self, kind: str, about: str, text: str, helps: str) -> None:
+        self.drift.append(Drift(kind, about, text, helps))
+
+
+# -- Mermaid ---------------------------------------------------------------------------------------------------------
+
+
+def mermaid(it: Map) -> str:
+    """The map as a Mermaid flowchart."""
+    services = {service.name: f"s{n}" for n, service in enumerate(it.services)}
+    events = {event.name: f"e{n}" for n, event in enumerate(it.events)}
+    lines = ["flowchart LR"]
+    lines += [f'    {at}["{_mermaid(name)}"]' for name, at in services.items()]
+    lines += [f'    {at}(["{_mermaid(name)}"])' for name, at in events.items()]
+    lines += [f"    {services[service]} --> {events[event]}" for service, event in it.published]
+    for link in it.subscribed:
+        arrow = "-->" if link.where == "both" or not (it.code and it.live) else "-.->"
+        label = f'|"{_mermaid(link.binding)}"|' if is_pattern(link.binding) else ""
+        lines.append(f"    {events[link.event]} {arrow}{label} {services[link.service]}")
+    return "\n".join(lines) + "\n"
+
+
+def _mermaid(text: str) -> str:
+    """Mermaid takes characters by number, and nearly everything else for something of its own."""
+    plain = " -_.,/()"
+    return "".join(c if c.isascii() and (c.isalnum() or c in plain) else f"#{ord(c)};" for c in text if c.isprintable())
