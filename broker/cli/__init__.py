@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 from pydantic import ValidationError
 
-from broker.cli import database, dead, everyday, status  # noqa: F401  (they register their commands)
+from broker.cli import asyncapi, database, dead, everyday, status, story  # noqa: F401  (they register their commands)
 from broker.cli.common import app, fail
 from broker.errors import BrokerError, ContractError
 from broker.service import settings_problem
