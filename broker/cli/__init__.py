@@ -12,7 +12,15 @@ from typing import Annotated, NoReturn
 import typer
 from pydantic import ValidationError
 
-from broker.cli import asyncapi, database, dead, everyday, status, story  # noqa: F401  (they register their commands)
+from broker.cli import (  # noqa: F401  (they register their commands)
+    asyncapi,
+    database,
+    dead,
+    everyday,
+    map,
+    status,
+    story,
+)
 from broker.cli.common import app, fail
 from broker.errors import BrokerError, ContractError
 from broker.service import settings_problem
