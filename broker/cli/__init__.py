@@ -17,7 +17,7 @@ from broker.cli import (  # noqa: F401  (they register their commands)
     database,
     dead,
     everyday,
-    map,
+    map,  # noqa: A004
     status,
     story,
 )
