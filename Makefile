@@ -31,6 +31,8 @@ help:
 	@echo
 	@echo 'RabbitMQ is the one at BROKER_URL, or comes from Docker, or from the rabbitmq-server of this'
 	@echo 'machine (as a private node), or, on Debian and Ubuntu as root, from apt.'
+	@echo 'One test asks the official AsyncAPI parser: npm brings it, to the Node.js (18 or later) of this machine, or to'
+	@echo 'one that pip brings.'
 
 demo: $(READY)
 	@$(BIN)/python -m services.demo

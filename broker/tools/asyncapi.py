@@ -117,7 +117,7 @@ def describe(
     shown = {name: known[name] for name in known if not about.services or name in about.services}
     used = [entry for entry in entries if not about.services or not shown.keys().isdisjoint(_users(entry))]
     if not used:
-        what = f"{', '.join(about.services)} publishes and gets no events" if shown else "No events are declared there"
+        what = f"{', '.join(about.services)} uses no events" if about.services else "No events are declared there"
         raise ContractError(f"{what}, so there is nothing to describe. Name another place: --from MODULE.")
     return Document(known, list(shown.values()), used, settings, about).as_json()
 

@@ -24,8 +24,8 @@ Schema = Mapping[str, Any]
 
 LOOKS = range(4)
 """0: with the examples and defaults that the schema holds; 1: without; 2: times far ahead; 3: only what must be."""
-STEPS = 10_000
-"""Schemas that refer to each other at random are given up after so many."""
+STEPS = 2000
+"""Parts of an example beyond which it is given up: models that refer to each other at random have many."""
 MOST = 1000
 """Items, or characters, beyond which nobody would read an example."""
 
@@ -245,7 +245,7 @@ class Maker:
             except NoExample:
                 if name in required:
                     raise
-        wanted = schema.get("minProperties", 0 if "properties" in schema else 1)
+        wanted = schema.get("minProperties", 0 if "properties" in schema or self.look == 3 else 1)
         self._more(schema, made, min(wanted, schema.get("maxProperties", wanted)))
         return made
 
@@ -255,25 +255,31 @@ class Maker:
         if not named and schema.get("additionalProperties") in (None, False):
             return
         pattern, value = next(iter(named.items()), (None, schema.get("additionalProperties", True)))
-        names = {"pattern": pattern} if pattern is not None else schema.get("propertyNames", {})
+        names = {"pattern": pattern} if pattern is not None else schema.get("propertyNames")
         least = schema.get("minProperties", 0)
         for nth in range(min(wanted, MOST)):
             if len(made) >= wanted:
                 break
             try:
-                name = self.make({"type": "string", **names}, "key", nth)
-                made[name] = self.make(value, "value", nth)
+                made[self._key(names, nth)] = self.make(value, "value", nth)
             except NoExample:
                 if len(made) < least:
                     raise
                 break
+
+    def _key(self, names: Schema | None, nth: int) -> str:
+        """A property's name. Where the schema does not say what it is, it may be meant as a number."""
+        if names is not None:
+            return str(self.make({"type": "string", **names}, "key", nth))
+        return str(nth + 1) if self.look else f"key {nth + 1}" if nth else "key"
 
     def _array(self, schema: Schema, name: str, nth: int) -> list[Any]:
         made = [self.make(part, name, nth) for part in schema.get("prefixItems", ())]
         least, each = schema.get("minItems", 0), schema.get("items", "prefixItems" not in schema)
         if least > MOST:
             raise NoExample
-        wanted = min(max(least, len(made) + (each is not False)), schema.get("maxItems", MOST))
+        most = len(made) + (each is not False and self.look < 3)
+        wanted = min(max(least, most), schema.get("maxItems", MOST))
         for position in range(len(made), wanted):
             try:
                 made.append(self.make(each, name, nth + position))
