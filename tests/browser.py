@@ -53,7 +53,7 @@ def downloaded() -> str | None:
 def from_apt() -> str | None:
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         return None
-    print("Installing chromium with apt-get", file=sys.stderr, flush=True)
+    print("Installing chromium with apt-get", file=sys.stderr, flush=True)  # noqa: T201
     for words in (["update", "-q"], ["install", "-q", "-y", "--no-install-recommends", "chromium"]):
         environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
         if subprocess.run(["apt-get", *words], env=environment, capture_output=True, check=False).returncode:

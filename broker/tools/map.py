@@ -284,14 +284,17 @@ class _Drawing:
         heard = {it.event for it in subscribed}
         published = {event for name in self.services for event in self._published(name)}
         for event in events:
-            if event.name in self.entries and event.name not in heard:
+            if event.name in published and event.name not in heard:
                 text = "Nobody subscribes to it."
                 self._add("unheard", event.name, text, "@service.on(…), or leave it: the event log keeps it")
+        coming: dict[tuple[str, str], bool] = defaultdict(bool)
         for it in subscribed:
-            if it.where != "live" and it.event not in published:
-                what = "matches nothing that any code publishes" if is_pattern(it.event) else "is published by no code"
-                text = f"Its subscription to {it.event!r} {what}."
-                self._add("unpublished", it.service, text, "Service(…, publishes=[…]), or --from MODULE of who does")
+            if it.where != "live":
+                coming[it.service, it.binding] |= it.event in published
+        for service, binding in [at for at, comes in coming.items() if not comes]:
+            what = "any such event" if is_pattern(binding) else "it"
+            text = f"It subscribes to {binding!r}, and no code publishes {what}."
+            self._add("unpublished", service, text, "Service(…, publishes=[…]), or --from MODULE of who does")
 
     def _add(self, kind: str, about: str, text: str, helps: str) -> None:
         self.drift.append(Drift(kind, about, text, helps))
