@@ -31,8 +31,10 @@ IN_HAND = 2000
 """Messages in memory at a time."""
 PATIENCE = 30.0
 """Seconds without a message, where there are some, after which something is wrong."""
-EMPTY, SILENT = 1.0, 0.1
-"""Seconds without a first message, and without a further one, after which there is none: it takes milliseconds."""
+EMPTY = 1.0
+"""Seconds without a first message, after which there is none: it takes milliseconds."""
+CHUNK = 60_000
+"""Messages handed out at once, at most: more than a chunk of a stream has."""
 LOOK_EVERY = 500
 """Messages after which the place in the log is looked up: it stands in a header, and reading that costs."""
 
@@ -145,30 +147,46 @@ class EventLog:
             ContractError: there is no event log.
             ConnectionFailed: RabbitMQ went away.
         """
-        if await self._transport.count(self.name) is None:  # its number lags by some seconds
+        count = await self._transport.count(self.name)  # it lags by some seconds
+        if count is None:
             raise ContractError(
                 f"RabbitMQ has no event log {self.name!r}. A service or `Broker` that may declares it when it starts, "
                 "unless BROKER_LOG=off."
             )
-        last = await self._glance("last", until_silent=True)
-        first = await self._glance("first") if last else []
+        last = await self._glance("last", prefetch=CHUNK, patience=PATIENCE if count else EMPTY)
+        if count and not last:
+            raise ConnectionFailed(f"The event log {self.name!r} hands out nothing, though it holds {count} messages.")
+        first = await self._glance("first", patience=PATIENCE) if last else []
         return Span(first[0], last[-1] + 1) if first else Span(0, 0)
 
-    async def _glance(self, begin: Offset, *, until_silent: bool = False) -> list[int]:
-        """The numbers of the messages that are handed out at once from a place on: of the last chunk, say."""
-        arrived: asyncio.Queue[Delivery] = asyncio.Queue()
-        consumer = await self._transport.consume(
-            self.name, arrived.put_nowait, prefetch=IN_HAND, offset=begin, careful=False
-        )
-        numbers: list[int] = []
+    async def place(self, begin: Offset) -> int:
+        """The number of the first message from a place on; the log's end, if there is none yet. Raises as `span` does.
+
+        A time is rounded down, as `read` says.
+        """
+        span = await self.span()
+        if isinstance(begin, int):
+            return min(max(begin, span.first), span.end)
+        found = await self._glance(begin) if span.end else []
+        return found[0] if found else span.end
+
+    async def _glance(self, begin: Offset, *, prefetch: int = 1, patience: float = EMPTY) -> list[int]:
+        """The numbers of what is handed out at once from a place on: the rest of a chunk comes before the goodbye."""
+        arrived: list[Delivery] = []
+        some = asyncio.Event()
+
+        def take(delivery: Delivery) -> None:
+            arrived.append(delivery)
+            some.set()
+
+        consumer = await self._transport.consume(self.name, take, prefetch=prefetch, offset=begin, careful=False)
         with contextlib.suppress(TimeoutError):
-            while len(numbers) < IN_HAND and (until_silent or not numbers):
-                async with asyncio.timeout(SILENT if numbers else EMPTY):
-                    delivery = await arrived.get()
-                await delivery.ack()
-                numbers.append(Entry(delivery, self._settings.handlings_exchange).offset or 0)
+            async with asyncio.timeout(patience):
+                await some.wait()
         await consumer.cancel()
-        return numbers
+        for delivery in arrived:
+            await delivery.ack()
+        return [Entry(delivery, self._settings.handlings_exchange).offset or 0 for delivery in arrived]
 
     async def read(self, begin: Offset = "first", *, end: int | None = None) -> AsyncGenerator[Entry]:
         """Its messages from a place on, up to before ``end``; without one for ever, as they come.
@@ -209,6 +227,8 @@ class EventLog:
                 yield entry
         finally:
             await consumer.cancel()
+            for delivery in arrived:
+                await delivery.ack()
 
     async def _wait(self, waiting: asyncio.Future[None], patience: float | None) -> None:
         try:
