@@ -116,7 +116,7 @@ def describe(
             raise ContractError(f"There is no service {name!r}.{hint} Look elsewhere: --from MODULE.")
     shown = {name: known[name] for name in known if not about.services or name in about.services}
     used = [entry for entry in entries if not about.services or not shown.keys().isdisjoint(_users(entry))]
-    if not used:
+    if not used and not any(service.subscribes for service in shown.values()):
         what = f"{', '.join(about.services)} uses no events" if about.services else "No events are declared there"
         raise ContractError(f"{what}, so there is nothing to describe. Name another place: --from MODULE.")
     return Document(known, list(shown.values()), used, settings, about).as_json()
@@ -336,7 +336,8 @@ class Document:
         """A reference to the schema of each message's data; and all schemas, each once."""
         wanted = list(dict.fromkeys((message.event, message.mode) for message in self.messages))
         refs, schema = models_json_schema(wanted, ref_template=REF.format("schemas", "{model}"), schema_generator=Quiet)
-        found = {key: seventh(schema["$defs"][key]) for key in sorted(schema["$defs"])}
+        definitions = schema.get("$defs", {})
+        found = {key: seventh(definitions[key]) for key in sorted(definitions)}
         return {it.key: seventh(refs[it.event, it.mode]) for it in self.messages}, found
 
     def _message(self, message: Message, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -411,7 +412,8 @@ class Document:
             "that has subscribed."
         )
         table = ["| event | routing key | published by | subscribed by |", "|---|---|---|---|", *rows]
-        return {"title": title, "version": self.about.version, "description": "\n".join([told, "", *table])}
+        description = "\n".join([told, "", *table]) if rows else told
+        return {"title": title, "version": self.about.version, "description": description}
 
     def _rows(self) -> Iterator[tuple[Any, list[str], list[str]]]:
         for messages in self._by_key.values():

@@ -199,6 +199,18 @@ def test_a_pattern_that_matches_nothing_declared_receives_from_its_queue() -> No
     assert made["channels"]["Queue.museum"]["bindings"]["amqp"]["x-bindings"] == ["painting.#"]
 
 
+def test_a_service_that_hears_only_of_others_events_is_described_by_its_queue() -> None:
+    auditor = Service("auditor")
+
+    @auditor.on("painting.#")
+    async def listen(envelope: Envelope) -> None: ...
+
+    made = document(auditor)
+    assert list(made["channels"]) == ["Queue.auditor"]
+    assert list(made["operations"]) == ["auditor.receives"]
+    assert "|" not in made["info"]["description"]
+
+
 def test_a_service_that_only_publishes_has_no_queue() -> None:
     made = document(bakery()[0])
     assert list(made["channels"]) == ["bread.baked", "oven.lit"]
