@@ -25,6 +25,7 @@ STYLE = """
   padding: .6rem 1rem; }
 .map .drift summary { cursor: pointer; font-weight: 600; color: var(--bad); }
 .map .drift table { margin-top: .4rem; }
+.map .drift th { white-space: nowrap; }
 .map .columns { position: relative; display: grid;
   grid-template-columns: minmax(0, 1fr) minmax(0, 1.5fr) minmax(0, 1.25fr);
   column-gap: clamp(2rem, 9vw, 9rem); align-items: start; margin-top: 1rem; }
