@@ -200,12 +200,11 @@ class Step:
 
 
 class Arrow(NamedTuple):
-    """Who told whom what: ``order ─ New Order Placed → packing``, and how it ended there."""
+    """Who told whom what: ``order ─ New Order Placed → packing``."""
 
     publisher: str
     event: str
     subscriber: str
-    ending: Ending
 
     def __str__(self) -> str:
         return f"{self.publisher} ─ {self.event} → {self.subscriber}"
@@ -260,7 +259,7 @@ class Story:
 
     def arrows(self) -> list[Arrow]:
         """Who told whom, in order."""
-        return [Arrow(step.publisher or "", step.name, it.service, it.ending) for step, it in self.deliveries()]
+        return [Arrow(step.publisher or "", step.name, it.service) for step, it in self.deliveries()]
 
     def count(self, *endings: Ending) -> int:
         """How many deliveries stand so."""

@@ -185,7 +185,7 @@ def _heading(step: Step, layout: Layout, y: int, number: int | None) -> str:
 def _arrow(story: Story, step: Step, row: Row, layout: Layout, y: int) -> str:
     """One line of the picture, with its time at the left and its words at the right."""
     start, publisher, subscriber = layout.columns[step.publisher or ""], step.publisher or UNKNOWN, row.subscriber or ""
-    told = str(Arrow(publisher, step.name, subscriber, row.ending)) + (f": {row.told}" if row.words else "")
+    told = str(Arrow(publisher, step.name, subscriber)) + (f": {row.told}" if row.words else "")
     time = words = ""
     if row.attempt is not None:
         since = f"{'~' if row.attempt.moved else '+'}{elapsed(row.attempt.began - story.begun)}"

@@ -12,7 +12,13 @@ from importlib import import_module
 from uuid import UUID, uuid4
 
 from broker import Service
+from broker.cli.story import screen
+from broker.tools import map as map_of
+from broker.tools import map_page, story_page
 from broker.tools.server import Server
+from broker.tools.story import Arrow, Story
+from broker.tools.story_drawing import drawing
+from broker.tools.story_reader import Reader
 from services.contracts import CatalogItemChanged
 from services.demo import checks, goods, sequence
 from services.demo.commands import Placer
@@ -51,7 +57,7 @@ async def play(stage: Stage, server: Server, keep: bool) -> None:
         await start_again(stage, placer, list(orders))
     await broken_event(stage)
     await one_sequence(stage, services)
-    facts = await final_check(stage)
+    facts = await final_check(stage, services)
     if keep:
         tell_how_to_stop(stage, server)
     else:
@@ -163,6 +169,8 @@ async def kill_one(stage: Stage, placer: Placer, orders: list[goods.Entity]) -> 
     """Act 3, first half: kill -9, and the others go on."""
     victim = stage.victim
     pid = stage.processes[victim].pid
+    if not orders:  # the one order's story is shown, and a killed service takes its last second of it along
+        await stage.pause(1.5)
     stage.processes.kill(victim)
     stage.view.act(3, f"{victim} is killed")
     stage.view.say(f"kill -9 {pid}", style="bold red")
@@ -279,26 +287,38 @@ def _reason(stage: Stage, headers: dict[str, object]) -> str:
 
 
 async def one_sequence(stage: Stage, services: list[Service]) -> None:
-    """Act 5: the arrows of one order, against the design's."""
+    """Act 5: the story of one order, as the event log tells it; its arrows, against the design's."""
     order = stage.placed[-1]
     stage.view.act(5, f"What order {order['order_id']} led to")
     if wrong := _about_orders(services) ^ sequence.ORDER_STORY:
         raise DemoFailed(f"The services declare other arrows than the design: {'; '.join(map(str, sorted(wrong)))}.")
-    story = UUID(order["event_id"])
-    handled = sequence.observed(stage.lines(), story)
-    stage.view.picture(sequence.draw(handled, datetime.fromisoformat(order["history"][0]["at"])))
-    if different := sequence.differences(handled):
+    story = await told(stage, UUID(order["event_id"]))
+    stage.view.show_beside(screen(story))
+    arrows = sequence.handled(story)
+    if different := sequence.differences(arrows):
         raise DemoFailed(f"The sequence differs from the design: {'; '.join(different)}.")
-    stage.view.say(f"{len(handled)} arrows, as designed: none more, none less")
+    stage.view.say(f"{len(arrows)} arrows, as designed: none more, none less")
+    stage.write("story.html", story_page.page(story))
+    stage.write("story.svg", drawing(story))
 
 
-def _about_orders(services: list[Service]) -> frozenset[sequence.Arrow]:
+async def told(stage: Stage, story: UUID) -> Story:
+    """A story, as soon as the services have told the event log of all their handlings: once a second they do."""
+    deadline = time.monotonic() + SETTLE
+    found = await stage.during(Reader(stage.settings, ["services"]).story(story))
+    while sequence.differences(sequence.handled(found)) and time.monotonic() < deadline:
+        await stage.pause(0.5)
+        found = await stage.during(Reader(stage.settings, ["services"]).story(story))
+    return found
+
+
+def _about_orders(services: list[Service]) -> frozenset[Arrow]:
     """The declared arrows of the events that an order leads to."""
     names = {arrow.event for arrow in sequence.ORDER_STORY}
     return frozenset(arrow for arrow in sequence.declared(services) if arrow.event in names)
 
 
-async def final_check(stage: Stage) -> checks.Facts:
+async def final_check(stage: Stage, services: list[Service]) -> checks.Facts:
     """Act 6: all services agree, and nothing is left anywhere."""
     stage.view.act(6, "The check")
     deadline = time.monotonic() + SETTLE
@@ -314,6 +334,8 @@ async def final_check(stage: Stage) -> checks.Facts:
     view.say("Order's copies of customers, items and addresses equal their owners'")
     view.say(f"one e-mail for each order, for example {facts.emails[0]}")
     view.say(f"all queues are empty: {', '.join(sorted(stage.queues))}; only the event log keeps what happened")
+    live = await stage.during(map_of.look(stage.management, stage.settings.exchange, stage.settings.event_log))
+    stage.write("map.html", map_page.page(map_of.draw(services, live)))
     return facts
 
 
@@ -347,6 +369,8 @@ def give_verdict(stage: Stage, facts: checks.Facts, services: list[Service]) -> 
     here = listening & stage.queues.keys()
     counted = checks.verdict(facts, (UUID(order["order_id"]) for order in stage.placed))
     stage.view.act(7, "The verdict")
+    stage.view.say(f"to look at in a browser: the story of that order, {stage.folder / 'story.html'}")
+    stage.view.say(f"                         who tells whom what,     {stage.folder / 'map.html'}")
     stage.view.say(str(counted), style="bold")
     stage.view.say(
         f"point to point: {pairs} queues · here: {len(here)}, one for each service that listens", style="bold"

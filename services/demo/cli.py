@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import typer
 
+from broker import Settings
 from broker.errors import AccessRefused, BrokerError
 from broker.tools.management import Management
 from broker.tools.server import Engine, Server, rabbitmq
@@ -101,10 +102,26 @@ async def perform(server: Server, view: View, wishes: Wishes) -> None:
         processes = stack.enter_context(Processes(wishes.folder, told, guard))
         commands = await stack.enter_async_context(Commands(wishes.folder, told, guard))
         stack.enter_context(view)
-        stage = Stage(wishes.folder, processes, commands, management, view, wishes.orders, wishes.victim)
+        stage = Stage(
+            wishes.folder,
+            processes,
+            commands,
+            management,
+            settings_for(url, server),
+            view,
+            wishes.orders,
+            wishes.victim,
+        )
         await play(stage, server, wishes.keep)
         if wishes.keep:
             processes.keep()
+
+
+def settings_for(url: str, server: Server) -> Settings:
+    """As the services': this RabbitMQ, and none of the caller's own settings."""
+    defaults = {name: field.get_default(call_default_factory=True) for name, field in Settings.model_fields.items()}
+    ours = {"url": url, "management_url": server.api_url, "logging_level": "warning"}
+    return Settings.model_validate(defaults | ours)
 
 
 @contextlib.asynccontextmanager

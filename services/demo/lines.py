@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from uuid import UUID
 
@@ -23,14 +23,7 @@ class LogLine(BaseModel):
     correlation_id: UUID | None = None
     source: str = ""
     """Who published the event."""
-    took: float = 0.0
-    """Seconds that the handler took."""
     error: str = ""
-
-    @property
-    def began(self) -> datetime:
-        """When the handling began."""
-        return self.timestamp - timedelta(seconds=self.took)
 
 
 class LogFile:

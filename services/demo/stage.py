@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from broker import Settings
 from broker.tools.management import Management, Queue
 from services.demo.commands import Commands
 from services.demo.goods import Goods, invent
@@ -32,6 +33,8 @@ class Stage:
     processes: Processes
     commands: Commands
     management: Management
+    settings: Settings
+    """How RabbitMQ is reached."""
     view: View
     orders: int
     victim: str = "packing"
@@ -60,6 +63,10 @@ class Stage:
         """Events in a service's queue, those it has in hand included."""
         queue = self.queues.get(service)
         return queue.ready + queue.unacked if queue is not None else 0
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file next to the data."""
+        (self.folder / name).write_text(text, encoding="utf-8")
 
     async def tick(self) -> None:
         """Look at everything once; raises :exc:`DemoFailed` when a process has died that nobody killed."""

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 WIDTH = 100
@@ -53,6 +54,10 @@ class View:
         """Lines whose columns matter."""
         for line in lines:
             self.console.print(f"   {escape(line)}", no_wrap=True, overflow="ignore", crop=False)
+
+    def show_beside(self, thing: RenderableType) -> None:
+        """Something of several lines."""
+        self.console.print(Padding(thing, (0, 0, 0, 3), expand=False))
 
     def show(self, rows: Sequence[Row]) -> None:
         """The services as they are now: the table on a terminal, nothing elsewhere (see :meth:`snapshot`)."""

@@ -39,7 +39,7 @@ def test_an_order_of_the_shop_is_exactly_the_designs_sequence() -> None:
         "dispatch ─ Order Dispatched → crm",
         "dispatch ─ Order Dispatched → reporting",
     ]
-    assert {arrow.ending for arrow in told.arrows()} == {"handled"}
+    assert {ending for _, _, ending in endings(told)} == {"handled"}
     assert told.lifelines == ("order", "packing", "dispatch", "crm", "reporting"), "publishers first"
     assert (told.title, told.subject, told.begun, told.notes) == ("New Order Placed", "1042", NOON, ())
     assert told.ended == NOON + timedelta(seconds=0.062)

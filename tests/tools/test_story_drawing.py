@@ -59,7 +59,7 @@ def hostile(text: str) -> Story:
 def test_an_order_has_its_ten_arrows_each_from_its_publisher_to_its_subscriber() -> None:
     told = order().told()
     svg = drawing(told)
-    assert said(svg) == [tuple(arrow) for arrow in told.arrows()]
+    assert said(svg) == [(*arrow, "handled") for arrow in told.arrows()]
     columns = layout_of(told).columns
     for arrow in arrows(svg):
         line, tip = arrow.findall(f"{SVG}path")
