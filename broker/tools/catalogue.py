@@ -9,6 +9,7 @@ from typing import Any
 
 from broker.errors import ContractError, UnknownEvent, near_miss
 from broker.events import Event, declared
+from broker.handlers import Handler
 from broker.service import Service
 from broker.topology import matches
 
@@ -72,11 +73,11 @@ def read_catalogue(services: Iterable[Service]) -> list[Entry]:
     for event in (*used, *declared()):
         entries.setdefault((event.__contract__.name, event.__contract__.version), Entry(event))
     check_collisions(entry.event for entry in entries.values())
-    for (name, version), entry in entries.items():
-        for service in services:
-            if any((e.__contract__.name, e.__contract__.version) == (name, version) for e in service.publishes):
-                entry.publishers.append(service.name)
-            entry.subscribers.extend(_subscribed(service, entry.event))
+    for service in services:
+        for which in dict.fromkeys((e.__contract__.name, e.__contract__.version) for e in service.publishes):
+            entries[which].publishers.append(service.name)
+        for entry, subscribed in _subscribed(service, entries.values()):
+            entry.subscribers.append(subscribed)
     return [entries[which] for which in sorted(entries)]
 
 
@@ -97,17 +98,24 @@ def check_collisions(events: Iterable[type[Event]]) -> None:
             raise ContractError(f"Two events are named {contract.name!r}: with the keys {key!r} and {contract.key!r}.")
 
 
-def _subscribed(service: Service, event: type[Event]) -> Iterator[Subscribed]:
-    """How a service gets an event: one delivery, one handler, an exact one before a pattern."""
-    contract = event.__contract__
-    exact = [h for h in service.subscribes if any(e.__contract__.name == contract.name for e in h.events)]
-    same_version = [h for h in exact if any(e.__contract__.version == contract.version for e in h.events)]
-    for handler in (same_version or exact)[:1]:
-        yield Subscribed(service.name, handler.name, contract.key, exact=True)
-        return
+def _subscribed(service: Service, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Subscribed]]:
+    """What a service gets, and how: one delivery, one handler, an exact one before a pattern."""
+    exact: dict[tuple[str, int | None], Handler] = {}
     for handler in service.subscribes:
-        if handler.pattern is not None and matches(handler.pattern, contract.key):
-            yield Subscribed(service.name, handler.name, handler.pattern, exact=handler.pattern == contract.key)
+        for event in handler.events:
+            contract = event.__contract__
+            exact.setdefault((contract.name, contract.version), handler)
+            exact.setdefault((contract.name, None), handler)
+    patterns = [(handler, handler.pattern) for handler in service.subscribes if handler.pattern is not None]
+    for entry in entries:
+        contract = entry.event.__contract__
+        found = exact.get((contract.name, contract.version)) or exact.get((contract.name, None))
+        if found is not None:
+            yield entry, Subscribed(service.name, found.name, contract.key, exact=True)
+            continue
+        for handler, pattern in patterns:
+            if matches(pattern, contract.key):
+                yield entry, Subscribed(service.name, handler.name, pattern, exact=pattern == contract.key)
 
 
 def find_event(entries: Iterable[Entry], wanted: str, version: int | None = None) -> Entry:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
 from uuid import UUID
 
 import pytest
@@ -93,6 +95,14 @@ def test_an_entry_is_json_for_programs() -> None:
     assert document["subject"] == "pallet_id"
 
 
+@pytest.fixture
+def forgotten() -> Iterator[None]:
+    """The events of a test are not declared for those after it."""
+    yield
+    gc.collect()
+
+
+@pytest.mark.usefixtures("forgotten")
 def test_two_events_with_one_key_or_one_name_are_refused() -> None:
     same_key = type("Other", (Event,), {}, name="Pallet Found", key="pallet.sent")
     same_name = type("Another", (Event,), {}, name="Pallet Sent", key="pallet.gone")
