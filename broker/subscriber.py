@@ -52,7 +52,7 @@ from broker.publisher import Broker, Publication
 from broker.retry import Acknowledge, DeadLetter, Decision, Retry, RetryAfter, decide
 from broker.topology import dead_queue, retry_queue, retry_topology, service_topology
 from broker.transactions import ENDED, NO_DATABASE, Transactions
-from broker.transport import Consumer, Delivery, Message, Transport
+from broker.transport import Consumer, Delivery, Message, Receive, Transport
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -192,15 +192,27 @@ class Subscriber:
 
     async def start(self) -> None:
         """Declare what the service owns, and consume. Raises as `Transport.declare` does."""
+        await self.declare()
+        self.begin()
+        await self.consume()
+
+    async def declare(self) -> None:
+        """Declare what the service owns. Raises as `Transport.declare` does."""
         patterns = self._it.handlers.bindings
         await self._transport.declare(service_topology(self._service, patterns, self._settings.exchange))
+
+    def begin(self) -> None:
+        """From now on, handle what is received."""
         self._recorder.start()
         self._fresh = copy_context()
         for _ in range(self._settings.concurrency):
             self._hire()
         self._watch()
+
+    async def consume(self, receive: Receive | None = None) -> None:
+        """Consume the queue. What passes on to `receive` may stand before it. Raises as `Transport.declare` does."""
         self._consumer = await self._transport.consume(
-            self._service, self.receive, prefetch=self._settings.full_prefetch
+            self._service, receive or self.receive, prefetch=self._settings.full_prefetch
         )
 
     async def drain(self) -> None:

@@ -165,6 +165,27 @@ def retry_topology(service: str, delay: Delay) -> Topology:
     return Topology(queues=(Queue(name, arguments),), bindings=(Binding(service, name, name),))
 
 
+def backfill_topology(service: str) -> Topology:
+    """The queue that exists while a service's backfill is unfinished. It keeps its latest message: how far it is."""
+    arguments: dict[str, str | int] = {
+        "x-queue-type": "quorum",
+        "x-delivery-limit": LOOKED_AT_LIMIT,
+        "x-max-length": 1,
+    }
+    name = backfill_queue(service)
+    return Topology((Exchange(service, "direct"),), (Queue(name, arguments),), (Binding(service, name, name),))
+
+
+def backfill_queue(service: str) -> str:
+    """Where a service's unfinished backfill notes how far it is, and the key that leads there on its own exchange."""
+    return f"{service}.backfill"
+
+
+def backfill_lock(service: str) -> str:
+    """The exclusive queue of the process that backfills a service."""
+    return f"{service}.backfill.lock"
+
+
 def dead_queue(service: str) -> str:
     """Where a service's dead letters are, and the key that leads there on its own exchange."""
     return f"{service}.dead"
@@ -187,15 +208,17 @@ def publisher_permissions(settings: Settings, keys: Iterable[str]) -> Permission
 
 
 def service_permissions(
-    service: str, settings: Settings, *, patterns: Iterable[str], publishes: Iterable[str]
+    service: str, settings: Settings, *, patterns: Iterable[str], publishes: Iterable[str], backfill: bool = False
 ) -> Permissions:
-    """Least privilege of a service: all of its own, reading the exchange by its patterns, writing it by its keys."""
+    """Least privilege of a service: all of its own, reading the exchange by its patterns, writing it by its keys; to
+    backfill, reading the event log."""
     own, exchange = re.escape(service), re.escape(settings.exchange)
     handled = r"(\.handled)?" if settings.log and settings.record_handlings else ""
+    log = r"(\.log)?" if backfill else ""
     return Permissions(
         configure=rf"^{own}(\.|$)",
         write=rf"^({own}(\.|$)|{exchange}{handled}$)",
-        read=rf"^({own}(\.|$)|{exchange}$)",
+        read=rf"^({own}(\.|$)|{exchange}{log}$)",
         topic_write=_any_of(publishes),
         topic_read=_any_of(patterns),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -14,8 +15,10 @@ from broker.settings import Settings
 
 
 @asynccontextmanager
-async def locked(name: str, settings: Settings, *, refusal: str) -> AsyncIterator[None]:
+async def locked(name: str, settings: Settings, *, refusal: str) -> AsyncIterator[asyncio.Event]:
     """Hold the lock ``name``, a queue's name, for as long as the context lasts and the connection lives.
+
+    Yields what is set when the connection has gone, and the lock with it. It may be had again by then, or by another.
 
     Raises:
         ContractError: another connection holds it: ``refusal``.
@@ -29,9 +32,11 @@ async def locked(name: str, settings: Settings, *, refusal: str) -> AsyncIterato
         except ChannelLockedResource:
             raise ContractError(refusal) from None
 
-    link = Link(settings, name, logger(settings), declare=hold)
+    gone = asyncio.Event()
+    link = Link(settings, name, logger(settings), declare=hold, lost=lambda _: gone.set())
     await link.open()
+    gone.clear()  # an attempt before may have failed
     try:
-        yield
+        yield gone
     finally:
         await link.close()
