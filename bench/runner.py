@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.contenders.limit import Client
+from bench.amqp import Client
 from bench.order import fields
 
 ROOT = Path(__file__).resolve().parent.parent

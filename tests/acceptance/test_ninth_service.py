@@ -64,6 +64,14 @@ async def test_it_works_beside_the_shop_which_does_not_change(
         await process.logged("started")
 
     async with Management(vhost_url, server.management_url) as management:
+        customer, order = an_order()
+        await publish(vhost_url, customer)
+        await listening["crm"].logged("handled")  # else it would try the order again, from a retry queue
+
+        async def recorded() -> bool:
+            return ("events.handled", "events.log", "#") in (await standing(management)).bindings
+
+        await until(recorded)
         shop = await standing(management)
         assert len(shop.queues) == 2 * len(processes.LISTENERS) + 1
 
@@ -82,9 +90,6 @@ async def test_it_works_beside_the_shop_which_does_not_change(
         assert shop.queues < more.queues
         assert shop.bindings < more.bindings
 
-        customer, order = an_order()
-        await publish(vhost_url, customer)
-        await listening["crm"].logged("handled")  # else it would try the order again, from a retry queue
         await publish(vhost_url, order)
         earned = await loyalty.logged("published")
         assert earned["event_name"] == "Loyalty Points Earned"

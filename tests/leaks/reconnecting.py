@@ -29,6 +29,8 @@ from tests.parcels import ParcelSent, ParcelWeighed, weighed
 
 ONE_ROUND = 30.0
 """Seconds a round may take."""
+CHANNELS = 4
+"""Of the client, and of the service to publish, to consume, and to tell of its handlings."""
 
 
 async def say(stage: str, began: float) -> None:
@@ -55,6 +57,13 @@ def resident() -> int:
 def tasks() -> dict[str, int]:
     """The tasks, by what they do."""
     return dict(sorted(Counter(str(task.get_coro()).split()[2] for task in asyncio.all_tasks()).items()))
+
+
+async def channels_stand() -> None:
+    """Wait until each has its channel again, that of the handlings, which nobody waits for, among them."""
+    async with asyncio.timeout(ONE_ROUND):
+        while tasks().get("Channel._reader", 0) < CHANNELS:  # noqa: ASYNC110  (aiormq tells nobody)
+            await asyncio.sleep(0.05)
 
 
 async def at_rest() -> None:
@@ -118,7 +127,9 @@ async def reconnect(warm_up: int, rounds: int) -> None:
                     await came.wait()
             sent.clear()
             if number == warm_up:
+                await channels_stand()
                 await say("warm", began)
+        await channels_stand()
         await say("worn", began)
     await say("closed", began)
 
