@@ -27,6 +27,7 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 from uuid import UUID
 
+import yaml
 from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from pydantic_core import from_json, to_jsonable_python
@@ -38,7 +39,6 @@ from broker.service import Service
 from broker.settings import Settings
 from broker.tools.catalogue import Entry
 from broker.tools.examples import Example, Quiet, example_of, settled, unique
-from broker.tools.yaml import to_yaml
 from broker.topology import is_pattern, matches, service_topology
 
 VERSION = "3.0.0"
@@ -91,10 +91,24 @@ def form_of(wanted: str | None, file: Path | None) -> Format:
     raise ContractError(f"--format {wanted}: write yaml or json.")
 
 
+class _Yaml(yaml.SafeDumper):
+    """YAML that reads well: texts of several lines stand as they are, and nothing refers to an anchor."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+_Yaml.add_representer(
+    str, lambda it, text: it.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+)
+# YAML 1.2 takes 1e3 for a number, and PyYAML, which knows 1.1, would not put it in quotes
+_Yaml.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+"), list("-+0123456789"))
+
+
 def written(document: Mapping[str, Any], form: Format) -> bytes:
     """A document as it stands in a file."""
     if form == "yaml":
-        text = to_yaml(document)
+        text: str = yaml.dump(document, Dumper=_Yaml, sort_keys=False, allow_unicode=True, width=120)
     else:
         text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return text.encode("utf-8", "replace")
