@@ -1,0 +1,84 @@
+"""``broker story`` in the terminal: what it shows, on 80 columns, and when somebody will not wait."""
+
+from __future__ import annotations
+
+import io
+import re
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from broker.cli import app
+from broker.cli.story import screen
+from broker.tools.story import Story, Subscriptions
+from broker.tools.story_reader import Gathering, Reader
+from tests.stories import FIRST, Tale, order, standing, troubled
+from tests.tools.test_story_drawing import HOSTILE, hostile
+
+
+def shown(told: Story, width: int = 80) -> str:
+    """What stands on a terminal so wide."""
+    terminal = Console(file=io.StringIO(), width=width, force_terminal=True, color_system="truecolor")
+    terminal.print(screen(told))
+    assert isinstance(terminal.file, io.StringIO)
+    return terminal.file.getvalue()
+
+
+def lines(told: Story, width: int = 80) -> list[str]:
+    """The same without colours, line by line."""
+    return [line.rstrip() for line in re.sub(r"\x1b\[[0-9;]*m", "", shown(told, width)).splitlines()]
+
+
+def test_an_order_fits_eighty_columns() -> None:
+    said = lines(order().told())
+    assert said[0] == "New Order Placed"
+    assert said[1] == f"story {FIRST}"
+    assert "2026-07-01" in said[2]
+    assert said[4:9] == [
+        "   at  after  event, and who got it",
+        " 0 ms         New Order Placed       published by order",
+        "10 ms  10 ms    packing              handled in 10 ms",
+        "11 ms  11 ms    crm                  handled in 10 ms",
+        "12 ms  12 ms    reporting            handled in 10 ms",
+    ]
+    assert said[-1] == "3 events within 62 ms: 10 handled."
+    assert all(len(line) <= 80 for line in said)
+
+
+def test_troubles_fit_eighty_columns_and_end_with_what_to_do() -> None:
+    said = lines(troubled().told(standing(), at=100))
+    assert all(len(line) <= 80 for line in said)
+    text = " ".join(" ".join(said).split())
+    assert "attempt 2: failed after 10 ms, again in 30s" in text
+    assert "CartonMissing: no carton is large enough for a grand piano" in text
+    assert "waiting: 3 in its queue, no consumer" in text
+    assert said[-2] == "2 events within 31.31 s: 3 handled, 1 dead, 2 waiting, 2 without a record."
+    assert said[-1] == f"broker dead show crm --id {FIRST}"
+
+
+def test_what_waits_ends_with_the_status_of_who_should_handle_it() -> None:
+    assert lines(Tale(crm=["#"]).event().told())[-1] == "broker status crm"
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: repr(text)[:20])
+def test_hostile_names_command_no_terminal(text: str) -> None:
+    said = re.sub(r"\x1b\[[0-9;]*m", "", shown(hostile(text)))
+    assert all(c.isprintable() or c == "\n" for c in said)
+
+
+@pytest.mark.parametrize("found_something", [True, False])
+def test_ctrl_c_shows_what_was_found_so_far(monkeypatch: pytest.MonkeyPatch, found_something: bool) -> None:
+    async def interrupted(reader: Reader, story: UUID, since: datetime | None, within: timedelta | None) -> Any:
+        if found_something:
+            reader._gathering = Gathering(Tale().event().found, Subscriptions(), None)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Reader, "story", interrupted)
+    ended = CliRunner().invoke(app, ["story", str(FIRST)])
+    assert ended.exit_code == 130
+    assert ("Interrupted: what was found so far." in ended.output) is found_something
+    assert ("New Order Placed" in ended.output) is found_something
