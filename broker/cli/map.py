@@ -37,11 +37,11 @@ def map_(
     """Services, events, bindings and queues: of the code and of RabbitMQ, laid over each other.
 
     Unless --code or --live is given, both are looked at; when RabbitMQ's management API cannot be reached, the code
-    alone, which is said. Red is what does not fit: a queue nobody consumes, a binding no code declares, an event
-    nobody hears. Changes nothing: `broker doctor` mends.
+    alone, which is said (with --check it is an error). Red is what does not fit: a queue nobody consumes, a binding no
+    code declares, an event nobody hears. Changes nothing: `broker doctor` mends.
     """
     environment = settings()
-    found = wait_for(read(environment, modules or list(environment.modules), code=code, live=live))
+    found = wait_for(read(environment, modules or list(environment.modules), code=code, live=live, check=check))
     if html is not None:
         try:
             html.write_text(page(found), encoding="utf-8")
@@ -58,8 +58,8 @@ def map_(
         raise typer.Exit(1)
 
 
-async def read(environment: Settings, modules: list[str], *, code: bool, live: bool) -> Map:
-    """Look at what was asked for."""
+async def read(environment: Settings, modules: list[str], *, code: bool, live: bool, check: bool) -> Map:
+    """Look at what was asked for. What was not seen is not checked: then RabbitMQ's silence is an error."""
     services: list[Service] | None = None if live and not code else find_services(modules)
     if code and not live:
         return draw(services, None)
@@ -69,7 +69,7 @@ async def read(environment: Settings, modules: list[str], *, code: bool, live: b
         async with Management.of(environment) as management:
             return draw(services, await look(management, environment.exchange, environment.event_log))
     except BrokerError as error:
-        if live or services is None or isinstance(error, ContractError):
+        if live or check or services is None or isinstance(error, ContractError):
             raise
         return draw(services, None, note=f"Only of the code: {error}")
 

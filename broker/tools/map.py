@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from broker.service import Service
 from broker.tools.catalogue import Entry, read_catalogue
+from broker.tools.page import printable
 from broker.topology import dead_queue, is_pattern, matches
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ Where: TypeAlias = Literal["both", "code", "live"]
 """Who knows of it: the code and RabbitMQ, or one of them alone. With one side only looked at, that side."""
 OF_A_SERVICE = re.compile(r"\.(dead|retry\.[^.]+|backfill|replay)$")
 """How the queues end that a service has beside its own."""
+NO_KEY = "(no key)"
+"""What a binding is called whose key is empty."""
+LIVE_ALONE = "RabbitMQ knows queues and bindings. Who publishes, and the names of events, stand in the code alone."
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +139,7 @@ def draw(services: Sequence[Service] | None, live: Live | None, note: str = "") 
     Raises:
         ContractError: the code contradicts itself.
     """
-    return _Drawing(services, live).map(note)
+    return _Drawing(services, live).map(note or (LIVE_ALONE if services is None else ""))
 
 
 class _Drawing:
@@ -213,7 +217,7 @@ class _Drawing:
             declared = self.services[name].handlers.bindings if name in self.services else ()
             for binding in keys.difference(declared):
                 events = [event for event, key in self.keys.items() if matches(binding, key)]
-                for event in events or [binding]:
+                for event in events or [binding or NO_KEY]:
                     yield Subscribed(event, name, binding, "live")
 
     def _where_bound(self, service: str, binding: str) -> Where:
@@ -319,6 +323,7 @@ def mermaid(it: Map) -> str:
 
 
 def _mermaid(text: str) -> str:
-    """Mermaid takes characters by number, and nearly everything else for something of its own."""
+    """Mermaid takes characters by number, nearly all others for something of its own, and no label for an error."""
     plain = " -_.,/()"
-    return "".join(c if c.isascii() and (c.isalnum() or c in plain) else f"#{ord(c)};" for c in text if c.isprintable())
+    shown = printable(text) if text.strip() else "\N{REPLACEMENT CHARACTER}"
+    return "".join(c if c.isascii() and (c.isalnum() or c in plain) else f"#{ord(c)};" for c in shown)

@@ -16,7 +16,7 @@ from broker.topology import is_pattern
 
 STYLE = """
 .map header { display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; align-items: baseline; }
-.map header p { color: var(--soft); margin: 0; }
+.map header p, .map header span { color: var(--soft); margin: 0; }
 .map header label { margin-left: auto; display: flex; gap: .6rem; align-items: baseline; }
 .map input { background: var(--box); border: 1px solid var(--line); border-radius: 6px; padding: .35rem .7rem;
   width: 16rem; max-width: 100%; }
@@ -25,14 +25,15 @@ STYLE = """
   padding: .6rem 1rem; }
 .map .drift summary { cursor: pointer; font-weight: 600; color: var(--bad); }
 .map .drift table { margin-top: .4rem; }
-.map .drift th { white-space: nowrap; }
+.map .drift th { min-width: 11rem; max-width: 24rem; }
 .map .columns { position: relative; display: grid;
   grid-template-columns: minmax(0, 1fr) minmax(0, 1.5fr) minmax(0, 1.25fr);
-  column-gap: clamp(2rem, 9vw, 9rem); align-items: start; margin-top: 1rem; }
+  column-gap: clamp(2rem, 9vw, 9rem); margin-top: 1rem; }
 .map .columns > svg { position: absolute; inset: 0; width: 100%; height: 100%; pointer-events: none;
   overflow: visible; }
+.map section { display: grid; grid-template-rows: auto 1fr; }
 .map .columns h2 { margin: 0 0 .5rem; font-size: .85rem; color: var(--soft); font-weight: 400; }
-.map ul { list-style: none; margin: 0; padding: 0; display: grid; gap: 6px; }
+.map ul { list-style: none; margin: 0; padding: 0; display: grid; gap: 6px; align-content: space-around; }
 .map .columns button { position: relative; display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 .8rem;
   width: 100%; text-align: left; padding: .3rem .65rem; background: var(--box); border: 1px solid var(--line);
   border-radius: 6px; cursor: pointer; overflow-wrap: anywhere; }
@@ -56,11 +57,15 @@ STYLE = """
 .map .legend svg { vertical-align: middle; width: 28px; height: 8px; }
 .map details.all { margin-top: 2.5rem; }
 .map details.all > summary { cursor: pointer; color: var(--soft); }
+@media (max-width: 1150px) { .map .event { flex-direction: column; } }
 @media (max-width: 620px) {
   .map .columns { column-gap: 1.2rem; font-size: .85rem; }
   .map header label { margin-left: 0; }
 }
 """
+
+NOTHING = "\N{REPLACEMENT CHARACTER}"
+"""What stands for a name that cannot be seen."""
 
 SCRIPT = """
 'use strict';
@@ -71,7 +76,7 @@ const near = new Map(items.map(it => [it.dataset.id, new Set()]));
 for (const [from, to] of links) { near.get(from).add(to); near.get(to).add(from); }
 const text = new Map(items.map(it => [it.dataset.id, it.textContent.toLowerCase()]));
 const filter = document.getElementById('filter'), told = document.getElementById('told');
-let pinned = null, paths = [];
+let pinned = null, alone = false, paths = [];
 
 function lines() {
   const box = columns.getBoundingClientRect(), drawn = document.createDocumentFragment();
@@ -110,9 +115,12 @@ function show(id) {
 }
 
 function pin(id) {
+  const before = pinned;
   pinned = pinned === id ? null : id;
+  alone = pinned !== null && (alone || columns.offsetHeight > 2 * innerHeight);
   for (const it of items) it.setAttribute('aria-pressed', it.dataset.id === pinned);
-  show(pinned);
+  narrow();
+  at.get(pinned ?? before).scrollIntoView({block: 'nearest', behavior: 'instant'});
 }
 
 function narrow() {
@@ -121,10 +129,15 @@ function narrow() {
     shown.add(it.dataset.id);
     if (wanted) for (const next of near.get(it.dataset.id)) shown.add(next);
   }
+  if (pinned !== null && !shown.has(pinned)) return pin(pinned);
+  const kept = alone ? reached(pinned) : shown;
   let count = 0;
-  for (const it of items) { it.parentNode.hidden = !shown.has(it.dataset.id); count += shown.has(it.dataset.id); }
-  if (pinned !== null && !shown.has(pinned)) pin(pinned);
-  told.textContent = wanted ? `${count} of ${items.length} shown` : '';
+  for (const it of items) {
+    const here = shown.has(it.dataset.id) && kept.has(it.dataset.id);
+    it.parentNode.hidden = !here;
+    count += here;
+  }
+  told.textContent = count < items.length ? `${count} of ${items.length} shown. Escape shows all.` : '';
   lines();
 }
 
@@ -162,15 +175,16 @@ def _body(it: Map) -> Iterator[str]:
     yield "<header><h1>Who publishes what, and who hears it</h1>"
     yield f"<p>{len(it.services)} services, {len(it.events)} events, {_sources(it)}</p>"
     yield (
+        '<span id="told" role="status"></span>'
         '<label>Filter <input id="filter" type="search" placeholder="service, event or key" autocomplete="off"></label>'
-        '<span id="told" role="status" class="unseen"></span></header>'
+        "</header>"
     )
     if it.note:
         yield f'<p class="note">{clean(it.note)}</p>'
     yield from _drift(it.drift)
     yield '<div class="columns"><svg aria-hidden="true"></svg>'
     yield from _column("Publishers", (_publisher(each, left[each.name]) for each in publishers))
-    yield from _column("Events", (_event(each, middle[each.name], bad) for each in it.events))
+    yield from _column("Events", (_event(each, middle[each.name], it, bad) for each in it.events))
     yield from _column("Subscribers", (_subscriber(each, right[each.name], it, bad) for each in subscribers))
     yield "</div>"
     links = [[left[service], middle[event], ""] for service, event in it.published if event in middle]
@@ -228,7 +242,7 @@ def _item(at: str, name: str, small: str, kind: str, title: str = "") -> str:
     tip = f' title="{clean(title)}"' if title else ""
     return (
         f'<li><button type="button" data-id="{at}" aria-pressed="false" class="{kind}"{tip}>'
-        f"<span>{clean(name)}</span><small>{clean(small)}</small></button></li>"
+        f"<span>{clean(name if name.strip() else NOTHING)}</span><small>{clean(small)}</small></button></li>"
     )
 
 
@@ -236,12 +250,12 @@ def _publisher(it: ServiceNode, at: str) -> str:
     return _item(at, it.name, "", "")
 
 
-def _event(it: EventNode, at: str, bad: set[str]) -> str:
+def _event(it: EventNode, at: str, drawn: Map, bad: set[str]) -> str:
     versions = f" v{', '.join(map(str, it.versions))}" if it.versions not in ((), (1,)) else ""
-    small = (
-        f"{it.key}{versions}" if it.key != it.name else ("a pattern" if is_pattern(it.key) else "declared by no code")
-    )
-    return _item(at, it.name, small, "bad" if it.name in bad or not it.versions else "", it.description)
+    undeclared = drawn.code and not it.versions
+    unnamed = "a pattern" if is_pattern(it.key) else "declared by no code" if undeclared else ""
+    small = f"{it.key}{versions}" if it.key != it.name else unnamed
+    return _item(at, it.name, small, "event bad" if it.name in bad or undeclared else "event", it.description)
 
 
 def _subscriber(it: ServiceNode, at: str, drawn: Map, bad: set[str]) -> str:

@@ -132,6 +132,8 @@ async def test_without_management_the_code_alone_is_shown_and_live_says_what_it_
     assert shown.code == 0
     assert "Only of the code" in shown.out
     assert "Carton Weighed" in shown.out
+    checked = await broker("map", "--check", url=NOWHERE, folder=tmp_path, environ=environ)
+    assert checked.code == 3  # what was not seen does not fit
     live_ = await broker("map", "--live", url=NOWHERE, folder=tmp_path, environ=environ)
     assert live_.code == 3
     page_ = await broker("map", "--html", "no/such/folder/map.html", url=NOWHERE, folder=tmp_path, environ=environ)

@@ -106,6 +106,8 @@ def test_rabbitmq_alone_shows_bindings() -> None:
     assert links(it) == {("parcel.weighed", "packing", "live"), ("parcel.*", "watching", "live")}
     assert not it.published
     assert not it.drift
+    assert it.note.startswith("RabbitMQ knows queues and bindings.")
+    assert "declared by no code" not in page(it)  # it was not looked at
 
 
 def test_nothing_at_all() -> None:
@@ -118,10 +120,27 @@ def test_the_retry_queues_and_marks_of_a_service_belong_to_it() -> None:
     assert "foreign queue" not in {each.kind for each in draw(shop(), live(queues)).drift}
 
 
-PIECES = r'    (\w+(\["[^"<>`\[\]]*"\]|\(\["[^"<>`\[\]]*"\]\))|e?s?\w+ (-->|-\.->)(\|"[^"<>`|]*"\|)? \w+)'
+def test_what_has_no_name_to_be_seen_has_one_on_the_map() -> None:
+    it = draw(shop(), live(["packing", " "], [("packing", ""), (" ", "parcel.lost")]))
+    assert ("(no key)", "packing", "live") in links(it)
+    assert '[""]' not in mermaid(it)  # which Mermaid takes for an error
+    assert '[" "]' not in mermaid(it)
+    assert "<span></span>" not in page(it)
+    assert "<span> </span>" not in page(it)
+
+
+PIECES = r'    (\w+(\["[^"<>`\[\]]+"\]|\(\["[^"<>`\[\]]+"\]\))|e?s?\w+ (-->|-\.->)(\|"[^"<>`|]*"\|)? \w+)'
 """All that a line of a flowchart may be: a node, or an arrow."""
-HOSTILE = ["<script>alert(1)</script>", "a\x1b[31mred", "x\"]; click e0 href \"javascript:alert(1)\"", "end", "a|b`c`[d](e)",
-           "\u202eevil", "#quot;", "'><img src=x onerror=alert(1)>"]  # fmt: skip
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "'><img src=x onerror=alert(1)>",
+    "a\x1b[31mred",
+    "\u202eevil",
+    'x"]; click e0 href "javascript:alert(1)"',
+    "a|b`c`[d](e)",
+    "#quot;",
+    "end",
+]
 
 
 @given(st.lists(st.one_of(st.sampled_from(HOSTILE), st.text(min_size=1)), min_size=1, max_size=5, unique=True))
@@ -150,7 +169,7 @@ def many(services: int, events: int) -> list[Service]:
             {"__annotations__": {"id": UUID}, "__module__": __name__},
             name=f"Event Number {n}",
             key=f"event.number{n}",
-        )  # fmt: skip  # noqa: E501
+        )
         for n in range(events)
     ]
     for number in range(services):
