@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from broker.cli import app
+from broker.cli.common import app
 from broker.cli.story import screen
 from broker.tools.story import Story, Subscriptions
 from broker.tools.story_reader import Gathering, Reader
