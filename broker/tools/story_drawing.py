@@ -79,7 +79,7 @@ def drawing(story: Story, *, linked: bool = False) -> str:
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" class="sequence" {size} role="group" aria-label="{label}">',
-            f"<style>{STYLE if linked else PALETTE + STYLE}</style>",
+            f"<style>{PALETTE}{STYLE}</style>",
             f'<rect class="paper" width="{layout.width}" height="{height}" rx="8"/>',
             *heads,
             *steps,
