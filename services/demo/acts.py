@@ -17,7 +17,6 @@ from broker.tools import map as map_of
 from broker.tools import map_page, story_page
 from broker.tools.server import Server
 from broker.tools.story import Arrow, Story
-from broker.tools.story_drawing import drawing
 from broker.tools.story_reader import Reader
 from services.contracts import CatalogItemChanged
 from services.demo import checks, goods, sequence
@@ -233,7 +232,7 @@ async def broken_event(stage: Stage) -> None:
     await stage.management.publish(
         "events",
         contract.key,
-        json.dumps(_broken_item()),
+        json.dumps(broken_item()),
         properties={"content_type": "application/cloudevents+json", "delivery_mode": 2, "type": contract.name},
     )
     stage.view.say(f"somebody's program publishes {contract.name} with the price 'a lot', and without a name")
@@ -261,7 +260,8 @@ def failures(stage: Stage) -> list[LogLine]:
     return sorted(failed, key=lambda line: line.timestamp)
 
 
-def _broken_item() -> dict[str, object]:
+def broken_item() -> dict[str, object]:
+    """An event that is none, and looks like one."""
     contract = CatalogItemChanged.__contract__
     item_id = str(uuid4())
     return {
@@ -299,7 +299,6 @@ async def one_sequence(stage: Stage, services: list[Service]) -> None:
         raise DemoFailed(f"The sequence differs from the design: {'; '.join(different)}.")
     stage.view.say(f"{len(arrows)} arrows, as designed: none more, none less")
     stage.write("story.html", story_page.page(story))
-    stage.write("story.svg", drawing(story))
 
 
 async def told(stage: Stage, story: UUID) -> Story:
