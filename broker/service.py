@@ -14,8 +14,8 @@ import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any, NoReturn, Protocol, TypeVar, overload
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, overload
 
 from pydantic import ValidationError
 from structlog.typing import FilteringBoundLogger
@@ -33,6 +33,9 @@ from broker.subscriber import Around, Subscriber, Subscription
 from broker.topology import check_service_name
 from broker.transactions import Database, Transactions
 from broker.transport import Transport
+
+if TYPE_CHECKING:
+    from broker.backfill import Backfill
 
 T = TypeVar("T")
 A = TypeVar("A", bound=Event)
@@ -75,12 +78,14 @@ class Service:
         lifespan: an async context manager function around the service's life, as in Starlette; what it yields is
             ``context.resources``.
         retry: the ladder of its handlers; unsaid: ``Retry("1s", "30s", "10m")``.
+        backfill: since when its first start reads the event log for what it missed, before it consumes its queue: so
+            long ago (``"7d"``), a date and time, or ``"first"``. See `broker.backfill`.
 
     Raises:
-        ContractError: a bad name, or ``publishes`` holds what is not an event.
+        ContractError: a bad name, ``publishes`` holds what is not an event, or ``backfill`` is none.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (what a service declares)
         self,
         name: str,
         *,
@@ -88,12 +93,16 @@ class Service:
         database: Database | None = None,
         lifespan: Lifespan | None = None,
         retry: Retry | None = None,
+        backfill: str | None = None,
     ) -> None:
         check_service_name(name)
+        if backfill is not None:
+            check_backfill(backfill)
         self.name = name
         self.database = database
         self.lifespan = lifespan
         self.retry = retry or DEFAULT
+        self.backfill = backfill
         self.handlers = Handlers()
         self._publishes = tuple(publishes)
         self._around: list[Around] = []
@@ -197,20 +206,31 @@ class Service:
 
 
 @asynccontextmanager
-async def serve(
-    service: Service, settings: Settings, log: FilteringBoundLogger, transport: Transport | None = None
+async def serve(  # noqa: PLR0913  (its parts, and how it begins)
+    service: Service,
+    settings: Settings,
+    log: FilteringBoundLogger,
+    transport: Transport | None = None,
+    *,
+    standing: Standing | None = None,
+    backfill: str | None = None,
 ) -> AsyncIterator[Standing]:
     """A service at work for as long as the context lasts; yields how it stands.
 
+    Args:
+        transport: another way to RabbitMQ, as tests use.
+        standing: what to yield, for those who want to know how it stands while it starts, too.
+        backfill: since when a first start backfills; None: it does not, whatever the service declares.
+
     Raises:
-        ContractError: from `Service.check`.
+        ContractError: from `Service.check`; or there is no event log to backfill from.
         ConnectionFailed, AccessRefused, TopologyConflict: from connecting and declaring.
         DatabaseUnusable: from opening its database.
     """
     subscription = service.subscription()
     check_service_name(service.name, settings.exchange)
-    transport = transport or rabbitmq(settings, log, service.name)
-    standing = Standing(transport)
+    standing = standing or Standing(transport or rabbitmq(settings, log, service.name))
+    transport = standing.transport
     async with AsyncExitStack() as stack:
         if settings.health_port is not None:  # first, and so it answers while starting and while stopping, too
             health = serve_health(settings.health_host, settings.health_port, standing.problems)
@@ -222,8 +242,13 @@ async def serve(
         resources = await stack.enter_async_context(_lifespan(service))
         if subscription.handlers:
             standing.subscriber = Subscriber(subscription, broker, transport, resources, standing.transactions, log)
+            missed = None
+            if backfill is not None:
+                missed = await stack.enter_async_context(_backfill(standing, subscription, backfill, settings, log))
             stack.push_async_callback(standing.subscriber.drain)
-            await standing.subscriber.start()
+            await (missed or standing.subscriber).start()
+        elif backfill is not None:
+            log.info("not backfilled", reason="it subscribes to nothing")
         standing.phase = ""
         log.info("started", subscribes=subscription.handlers.bindings, pid=os.getpid())
         try:
@@ -249,6 +274,30 @@ class Standing:
             *(self.subscriber.problems() if self.subscriber is not None else []),
             *(self.transactions.problems() if self.transactions is not None else []),
         ]
+
+
+def check_backfill(since: str) -> None:
+    """Refuse what does not say since when to backfill.
+
+    Raises:
+        ContractError: with what does.
+    """
+    from broker.backfill import begin_of  # for those who ask for one
+
+    begin_of(since, datetime.now(UTC))
+
+
+def _backfill(
+    standing: Standing, subscription: Subscription, since: str, settings: Settings, log: FilteringBoundLogger
+) -> Backfill:
+    """What a service missed before its first start."""
+    from broker.backfill import Backfill  # for those who ask for one
+
+    def tell(phase: str) -> None:
+        standing.phase = phase
+
+    assert standing.subscriber is not None, "it subscribes"
+    return Backfill(standing.subscriber, subscription, since, settings, standing.transport, log, tell)
 
 
 def transactions(
@@ -278,8 +327,13 @@ async def _lifespan(service: Service) -> AsyncIterator[Any]:
         yield resources
 
 
-def run(service: Service, settings: Settings | None = None) -> int:
-    """Run a service in this process until it is told to stop; returns the exit code."""
+def run(service: Service, settings: Settings | None = None, *, backfill: str | None = None) -> int:
+    """Run a service in this process until it is told to stop; returns the exit code.
+
+    Args:
+        settings: None: the environment's.
+        backfill: since when a first start backfills; None: as the service declares.
+    """
     try:
         settings = settings or Settings()
     except ValidationError as error:
@@ -287,7 +341,8 @@ def run(service: Service, settings: Settings | None = None) -> int:
         return ContractError.exit_code
     logs.configure(settings)
     with asyncio.Runner(loop_factory=event_loop()) as runner:
-        return runner.run(_run(service, settings, logs.logger(settings, service=service.name)))
+        log = logs.logger(settings, service=service.name)
+        return runner.run(_run(service, settings, log, backfill or service.backfill))
 
 
 def event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -300,7 +355,7 @@ def event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return made_by
 
 
-async def _run(service: Service, settings: Settings, log: FilteringBoundLogger) -> int:
+async def _run(service: Service, settings: Settings, log: FilteringBoundLogger, backfill: str | None) -> int:
     """Serve until a signal. One that comes while starting ends the start."""
     stop, started = asyncio.Event(), asyncio.Event()
     living = asyncio.current_task()
@@ -316,9 +371,9 @@ async def _run(service: Service, settings: Settings, log: FilteringBoundLogger) 
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
-    standing: Standing | None = None
+    standing = Standing(rabbitmq(settings, log, service.name))
     try:
-        async with serve(service, settings, log) as standing:
+        async with serve(service, settings, log, standing=standing, backfill=backfill):
             started.set()
             await stop.wait()
     except BrokerError as error:
@@ -334,7 +389,7 @@ async def _run(service: Service, settings: Settings, log: FilteringBoundLogger) 
         log.exception("failed", reason=type(error).__name__, error=str(error))
         return BrokerError.exit_code
     log.info("stopped")
-    if standing is not None and standing.subscriber is not None and standing.subscriber.stuck:
+    if standing.subscriber is not None and standing.subscriber.stuck:
         _exit_at_once(0)  # a `def` handler that outlived its deadline would keep the interpreter waiting
     return 0
 

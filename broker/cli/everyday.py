@@ -18,6 +18,7 @@ from broker.cli.common import EXIT_CODES, AsJson, From, app, catalogue, out, pri
 from broker.envelope import reason
 from broker.errors import BrokerError, ContractError
 from broker.publisher import Broker
+from broker.service import check_backfill
 from broker.service import run as run_service
 from broker.tools.catalogue import Entry, find_event
 from broker.tools.discover import load_service
@@ -44,9 +45,19 @@ EventName = Annotated[
 @app.command(epilog=EXIT_CODES, short_help="Run one service process.")
 def run(
     service: Annotated[str, typer.Argument(metavar="MODULE[:SERVICE]", help="Where the service is.")],
+    backfill: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="A first start reads the event log since then, before its queue: 7d ago, 2026-07-01T12:30, "
+            "or first: all of it. Goes on where it was interrupted.",
+        ),
+    ] = None,
 ) -> None:
     """Run one service process until SIGTERM or Ctrl-C: it then finishes what is in hand, and exits."""
-    sys.exit(run_service(load_service(service)))
+    if backfill is not None:
+        check_backfill(backfill)
+    sys.exit(run_service(load_service(service), backfill=backfill))
 
 
 @app.command(epilog=EXIT_CODES, short_help="Publish one event, and say who gets it.")

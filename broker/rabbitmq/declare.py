@@ -86,7 +86,7 @@ async def _bind(link: Link, binding: Binding, *, shared: bool) -> None:
 
 
 async def remove(link: Link, topology: Topology) -> None:
-    """Delete what was declared, with whatever is in it. For tests: nothing else deletes."""
+    """Delete what was declared, with whatever is in it."""
     async with link.scratch() as channel:
         for queue in topology.queues:
             await channel.queue_delete(queue.name)

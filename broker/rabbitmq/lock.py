@@ -33,7 +33,7 @@ async def locked(name: str, settings: Settings, *, refusal: str) -> AsyncIterato
             raise ContractError(refusal) from None
 
     gone = asyncio.Event()
-    link = Link(settings, name, logger(settings), declare=hold, lost=lambda _: gone.set())
+    link = Link(settings, name, logger(settings, connection=name), declare=hold, lost=lambda _: gone.set())
     await link.open()
     gone.clear()  # an attempt before may have failed
     try:

@@ -164,12 +164,14 @@ class RabbitMQ:
         consumer = RabbitMQConsumer(self._consuming, queue, receive, Taking(prefetch, offset, careful))
         self._consumers.append(consumer)
         await self._consuming.open()
-        if not consumer.started:
+        channel = await self._consuming.channel()
+        if not consumer.started:  # else it was, when the connection came back
             try:
-                await consumer.start(self._consumed(await self._consuming.channel()))
+                await consumer.start(self._consumed(channel))
             except FAILURES as error:
                 raise translate(error, self._settings.hosts[0]) from None
-        self._log.info("consuming", queue=queue)
+        tell = self._log.info if offset is None else self._log.debug  # a log is looked into again and again
+        tell("consuming", queue=queue)
         return consumer
 
     async def _start_consumers(self, channel: AbstractChannel) -> None:
@@ -290,7 +292,7 @@ class RabbitMQConsumer:
 
 
 async def delete(topology: Topology, settings: Settings) -> None:
-    """Delete what a test declared. Raises as `RabbitMQ.connect` does."""
+    """Delete what is not needed any more: by a backfill, or by a test. Raises as `RabbitMQ.connect` does."""
 
     async def nothing() -> None:
         pass
