@@ -8,7 +8,7 @@ SUITABLE := import sys; sys.exit(sys.version_info < (3, 11))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults fuzz cluster-test soak exactly-once bench bench-full check clean
+.PHONY: help demo test faults fuzz cluster-test soak exactly-once bench bench-full pictures check clean
 
 help:
 	@echo 'make demo    watch the shop: eight services, orders, a kill -9, a broken event; ends with the verdict'
@@ -26,6 +26,7 @@ help:
 	@echo '             SEED=7 ORDERS=2000 KILLS=200 DATABASES=sqlite,postgresql  which kills, how many, on what'
 	@echo 'make bench   measure beside other clients and RabbitMQ itself (under 5 minutes); ARGS="--rows 1,3" measures a part'
 	@echo 'make bench-full  the same at length (about 20 minutes); writes docs/performance.md'
+	@echo 'make pictures  run the demo, and take the pictures of README and docs from it'
 	@echo 'make check   ruff, mypy --strict, import-linter'
 	@echo 'make clean   remove the virtual environment, caches and the data of demo runs'
 	@echo
@@ -51,6 +52,9 @@ fuzz: $(READY)
 
 cluster-test: $(READY)
 	$(BIN)/pytest -m full tests/cluster $(ARGS)
+
+pictures: $(READY)
+	@$(BIN)/python -m tests.pictures
 
 bench: $(READY)
 	@$(BIN)/python -m bench $(ARGS)
