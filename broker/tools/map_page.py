@@ -115,12 +115,12 @@ function show(id) {
 }
 
 function pin(id) {
-  const before = pinned;
+  const before = pinned, wasAlone = alone;
   pinned = pinned === id ? null : id;
   alone = pinned !== null && (alone || columns.offsetHeight > 2 * innerHeight);
   for (const it of items) it.setAttribute('aria-pressed', it.dataset.id === pinned);
   narrow();
-  at.get(pinned ?? before).scrollIntoView({block: 'nearest', behavior: 'instant'});
+  if (alone || wasAlone) at.get(pinned ?? before).scrollIntoView({block: 'center', behavior: 'instant'});
 }
 
 function narrow() {

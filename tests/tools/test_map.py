@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from uuid import UUID
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker import Envelope, Event, Service
+from broker import Envelope, Service
 from broker.tools.management import Activity, Binding, Queue
 from broker.tools.map import Live, Map, draw, mermaid
 from broker.tools.map_page import page
@@ -156,32 +155,3 @@ def test_names_of_others_mean_nothing_of_their_own(names: list[str]) -> None:
     assert "\x1b" not in chart
     for line in chart.splitlines()[1:]:
         assert re.fullmatch(PIECES, line), line
-
-
-def many(services: int, events: int) -> list[Service]:
-    """So many services; each publishes its share of the events, and hears five."""
-    made = []
-    share = events // services
-    declared = [
-        type(
-            f"Event{n}",
-            (Event,),
-            {"__annotations__": {"id": UUID}, "__module__": __name__},
-            name=f"Event Number {n}",
-            key=f"event.number{n}",
-        )
-        for n in range(events)
-    ]
-    for number in range(services):
-        service = Service(f"service-{number}", publishes=declared[number * share : (number + 1) * share])
-        for event in (declared[(number * 37 + step * 211) % events] for step in range(5)):
-            service.on(event)(_handler(event))
-        made.append(service)
-    return made
-
-
-def _handler(event: type[Event]) -> object:
-    def handle(event: Event) -> None: ...
-
-    handle.__annotations__["event"] = event
-    return handle
