@@ -380,6 +380,10 @@ class Management:
                 f"The management API does not answer at {self.address} ({type(error).__name__}). Is the management "
                 "plugin enabled (rabbitmq-plugins enable rabbitmq_management)? Is BROKER_MANAGEMENT_URL right?"
             ) from error
+        if answer.is_success and answer.content and "json" not in answer.headers.get("content-type", ""):
+            raise ManagementFailed(
+                f"What answers at {self.address} is not RabbitMQ's management API. Is BROKER_MANAGEMENT_URL right?"
+            )
         if answer.is_success:
             return answer.content
         raise self._refusal(answer, f"{method} {path}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import uuid
 from typing import TYPE_CHECKING
@@ -116,6 +117,20 @@ async def test_nobody_there_says_what_to_check() -> None:
     async with Management("amqp://127.0.0.1/", f"http://127.0.0.1:{port}") as client:
         with pytest.raises(ConnectionFailed, match="Is the management plugin enabled"):
             await client.queues()
+
+
+async def test_somebody_else_there_is_not_taken_for_rabbitmq() -> None:
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 5\r\n\r\nHello")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(greet, "127.0.0.1") as other:
+        port = other.sockets[0].getsockname()[1]
+        async with Management("amqp://127.0.0.1/", f"http://127.0.0.1:{port}") as client:
+            with pytest.raises(ManagementFailed, match="is not RabbitMQ's management API"):
+                await client.queues()
 
 
 async def test_a_request_that_rabbitmq_refuses_names_its_reason(management: Management) -> None:
