@@ -546,14 +546,13 @@ class Subscriber:
         envelope, attempt = handled.envelope, handled.attempt
         handler = handled.handler.name if handled.handler else None
         outcome: Outcome = "duplicate" if handled.duplicate else "handled"
-        details: dict[str, str] = {}
-        if isinstance(decision, RetryAfter):
-            outcome, details["delay"] = "retrying", str(decision.delay)
-        elif isinstance(decision, DeadLetter):
-            outcome = "dead"
+        delay = why = None
         if error is not None:
-            details["error"] = f"{type(error).__name__}: {error}"
-        self._recorder.note(envelope, outcome, attempt, handled.began, handled.took, handler, **details)
+            why = f"{type(error).__name__}: {error}"
+            outcome = "dead"
+            if isinstance(decision, RetryAfter):
+                outcome, delay = "retrying", str(decision.delay)
+        self._recorder.note(envelope, outcome, attempt, handled.began, handled.took, handler, why, delay)
         if error is None and not self._log.is_enabled_for(DEBUG):
             return
         what = {
@@ -572,7 +571,8 @@ class Subscriber:
             return
         trace = error if attempt == 1 and not isinstance(error, BrokerError) else None
         tell = self._log.error if outcome == "dead" else self._log.warning
-        tell(outcome, **what, **details, exc_info=trace)
+        again = {"delay": delay} if delay is not None else {}
+        tell(outcome, **what, **again, error=why, exc_info=trace)
 
 
 def _wrapped(around: Around, context: Context, handle: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:

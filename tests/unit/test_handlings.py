@@ -17,7 +17,7 @@ from broker import Reject, Retry, Service, Settings
 from broker.envelope import Envelope, Story
 from broker.errors import AccessRefused, BrokerError, ConnectionFailed, TooLarge, TopologyConflict
 from broker.eventlog import Handling
-from broker.handlings import KEPT, MOST, Noted, Recorder, body
+from broker.handlings import KEPT, MOST, Recorder, body
 from broker.memory import Memory, Server
 from broker.topology import Binding, Exchange, Queue, Topology, handlings_topology
 from broker.transport import Message
@@ -126,14 +126,14 @@ async def test_error_and_delay_stand_only_where_there_is_one() -> None:
 @given(name=st.text(), error=st.text(), handler=st.text())
 def test_whatever_stands_in_a_handling_can_be_read_again(name: str, error: str, handler: str) -> None:
     name, handler = (text.encode("utf-8", "replace").decode() for text in (name, handler))  # as they come off the wire
-    told = json.loads(body("packing", [Noted(uuid4(), uuid4(), name, "dead", 4, 1e9, 0.1, handler, error, None)]))
+    told = json.loads(body("packing", [(uuid4(), uuid4(), 1e9 + 0.1, 0.1, (name, "dead", 4, handler, error, None))]))
     read = Handling.model_validate(told["handlings"][0])
     assert (read.name, read.handler, read.outcome, read.attempt) == (name, handler, "dead", 4)
     assert len(read.error or "") <= 500
 
 
 def test_half_a_character_in_an_error_is_no_reason_to_fail() -> None:
-    told = body("packing", [Noted(uuid4(), uuid4(), "A", "dead", 1, 1e9, 0.1, None, "what\udcff", None)])
+    told = body("packing", [(uuid4(), uuid4(), 1e9, 0.1, ("A", "dead", 1, None, "what\udcff", None))])
     assert json.loads(told)["handlings"][0]["error"] == "what?"
 
 
