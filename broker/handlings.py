@@ -15,16 +15,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Literal, TypeAlias
-from uuid import UUID
 
 from pydantic_core import to_json
 from structlog.typing import FilteringBoundLogger
 
-from broker.envelope import Envelope
 from broker.errors import AccessRefused, BrokerError, TooLarge, TopologyConflict
 from broker.settings import Settings
 from broker.topology import handlings_topology
@@ -47,8 +45,8 @@ Outcome: TypeAlias = Literal["handled", "duplicate", "retrying", "dead"]
 
 Alike: TypeAlias = tuple[str, Outcome, int, str | None, str | None, str | None]
 """What many handlings have in common: the event's name, outcome, attempt, handler, error, delay."""
-Noted: TypeAlias = tuple[UUID, UUID, float, float, Alike]
-"""One handling: ids of event and story; when it began, in seconds since 1970; how many it took; and the rest."""
+Noted: TypeAlias = tuple[str, str, int, float, Alike]
+"""One handling: ids of event and story; when it began, in microseconds since 1970; seconds it took; the rest."""
 
 
 class Recorder:
@@ -76,31 +74,12 @@ class Recorder:
             self._on = True
             self._working = asyncio.create_task(self._work(), name="handlings")
 
-    def note(  # noqa: PLR0913, PLR0917  (what a handling consists of)
-        self,
-        envelope: Envelope,
-        outcome: Outcome,
-        attempt: int,
-        began: float,
-        took: float,
-        handler: str | None,
-        error: str | None = None,
-        delay: str | None = None,
-    ) -> None:
-        """Note one handling that has ended.
-
-        Args:
-            began: when, in seconds since 1970.
-            took: how many seconds.
-            handler: the function's name.
-            error: why it did not succeed.
-            delay: after which it is handled again.
-        """
+    def note(self, handling: Noted) -> None:
+        """Note one handling that has ended."""
         if not self._on:
             return
-        collected, story = self._collected, envelope.story.correlation_id
-        collected.append((envelope.id, story, began, took, (envelope.name, outcome, attempt, handler, error, delay)))
-        if len(collected) == MOST:
+        self._collected.append(handling)
+        if len(self._collected) == MOST:
             self._enough.set()
 
     async def close(self) -> None:
@@ -177,14 +156,15 @@ class Recorder:
         )
 
 
-def body(service: str, handlings: Sequence[Noted]) -> bytes:
-    """Handlings as they stand in the event log: put together from pieces, since all of the service waits meanwhile."""
-    event_ids, stories = (to_json([it[place] for it in handlings]).decode()[1:-1].split(",") for place in (0, 1))
-    told = [
-        f'{{"event_id":{event_id},"correlation_id":{story},{_alike(alike)},'
-        f'"started":"{_second(int(began))}.{int(began % 1 * 1e6):06d}Z","took":{took:.6f}}}'
-        for event_id, story, (_, _, began, took, alike) in zip(event_ids, stories, handlings, strict=True)
-    ]
+def body(service: str, handlings: Iterable[Noted]) -> bytes:
+    """Handlings as they stand in the event log. Put together from pieces: all of the service waits meanwhile."""
+    told = []
+    for event_id, story, began, took, alike in handlings:
+        at = f"{began:07}"
+        told.append(
+            f'{{"event_id":"{event_id}","correlation_id":"{story}",{_alike(alike)},'
+            f'"started":"{_second(at[:-6])}.{at[-6:]}Z","took":{took:.6f}}}'
+        )
     return f'{{"service":"{service}","handlings":[{",".join(told)}]}}'.encode()
 
 
@@ -200,5 +180,5 @@ def _alike(alike: Alike) -> str:
 
 
 @lru_cache(maxsize=8)
-def _second(at: int) -> str:
-    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%S}"
+def _second(at: str) -> str:
+    return f"{datetime.fromtimestamp(int(at), UTC):%Y-%m-%dT%H:%M:%S}"

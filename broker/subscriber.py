@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from logging import DEBUG
-from time import perf_counter, time
+from time import perf_counter, time_ns
 from typing import TYPE_CHECKING, Any
 
 from structlog.contextvars import bind_contextvars, unbind_contextvars
@@ -82,14 +82,21 @@ class Subscription:
 
 @dataclass(slots=True)
 class Handled:
-    """How a handling ended: it began so many seconds since 1970, and took so many."""
+    """How a handling ended.
+
+    Attributes:
+        ids: the event's and its story's.
+        began: in microseconds since 1970.
+        took: in seconds.
+    """
 
     envelope: Envelope
     handler: Handler | None
     attempt: int
     error: Exception | None
     publications: Sequence[Publication]
-    began: float
+    ids: tuple[str, str]
+    began: int
     took: float
     duplicate: bool = False
 
@@ -105,6 +112,7 @@ class Worker:
     Attributes:
         task: it runs.
         mentioned: the context variables by which log lines tell what is handled.
+        ids: of the event and its story, as they stand in log lines.
         before: all context variables, as the handler found them.
         delivery: what it has in hand.
         since: when the handler was called; None when it is not in one.
@@ -116,6 +124,7 @@ class Worker:
     since: float | None = None
     late: bool = False
     mentioned: list[ContextVar[Any]] = field(default_factory=list)
+    ids: tuple[str, str] = ("", "")
     before: ContextVars | None = None
 
     def begin(self, service: str) -> None:
@@ -130,8 +139,9 @@ class Worker:
         name.set(envelope.name)
         text = str(envelope.id)
         event_id.set(text)
-        story = envelope.story.correlation_id
-        correlation_id.set(text if story == envelope.id else str(story))
+        story = text if envelope.story.correlation_id == envelope.id else str(envelope.story.correlation_id)
+        correlation_id.set(story)
+        self.ids = text, story
         self.before = copy_context()
 
     def forget(self) -> None:
@@ -368,7 +378,7 @@ class Subscriber:
         error: Exception | None = None
         publications: Sequence[Publication] = ()
         duplicate = False
-        began, started = time(), perf_counter()
+        began, started = time_ns() // 1000, perf_counter()
         try:
             handler, event = self._it.handlers.choose(envelope)
             self._notice_newer(envelope, event.__contract__.version if event else None)
@@ -383,7 +393,7 @@ class Subscriber:
         if not duplicate and not isinstance(error, Reject | Malformed | Unhandled):  # these say nothing of how we are
             self._switch.note(error)
         took = perf_counter() - started
-        return Handled(envelope, handler, attempt, error, publications, began, took, duplicate)
+        return Handled(envelope, handler, attempt, error, publications, worker.ids, began, took, duplicate)
 
     async def _once(  # noqa: PLR0913, PLR0917  (what one call of a handler consists of)
         self,
@@ -552,13 +562,14 @@ class Subscriber:
             outcome = "dead"
             if isinstance(decision, RetryAfter):
                 outcome, delay = "retrying", str(decision.delay)
-        self._recorder.note(envelope, outcome, attempt, handled.began, handled.took, handler, why, delay)
+        what_of_it = (envelope.name, outcome, attempt, handler, why, delay)
+        self._recorder.note((*handled.ids, handled.began, handled.took, what_of_it))
         if error is None and not self._log.is_enabled_for(DEBUG):
             return
         what = {
             "event_name": envelope.name,
-            "event_id": str(envelope.id),
-            "correlation_id": str(envelope.story.correlation_id),
+            "event_id": handled.ids[0],
+            "correlation_id": handled.ids[1],
             "source": envelope.source,
             "attempt": attempt,
             "handler": handler,

@@ -155,15 +155,7 @@ class DirectPublisher:
         message = pending.message
         self._tag = tag = self._tag + 1
         pending.returned = ""
-        properties = frames.properties(
-            content_type=message.content_type,
-            headers=message.headers,
-            correlation_id=message.correlation_id,
-            message_id=f"{self._prefix}{tag}",
-            timestamp=int(message.timestamp.timestamp()) if message.timestamp is not None else None,
-            type=message.type,
-            app_id=message.app_id,
-        )
+        properties = properties_of(message, f"{self._prefix}{tag}")
         alone = not self._waiting
         if not alone and not self._out:
             self._loop.call_soon(self._flush)
@@ -264,6 +256,70 @@ class DirectPublisher:
                 self._fail(pending, late(pending.timeout, self._link.problem))
         if later := [it.deadline for it in left if it.deadline > now]:
             self._wake_at(min(later))
+
+
+def properties_of(message: Message, message_id: str | None) -> bytes:
+    """What stands in a content header."""
+    return frames.properties(
+        content_type=message.content_type,
+        headers=message.headers,
+        correlation_id=message.correlation_id,
+        message_id=message_id,
+        timestamp=int(message.timestamp.timestamp()) if message.timestamp is not None else None,
+        type=message.type,
+        app_id=message.app_id,
+    )
+
+
+# -- publishing aside ------------------------------------------------------------------------------------------------
+
+
+class DirectAside:
+    """Publishes on a channel whose end concerns nobody else: what is refused there ends that channel alone."""
+
+    def __init__(self, channel: AbstractChannel, sockets: Sockets, frame_max: int) -> None:
+        self.channel = channel
+        self._sockets = sockets
+        self._frame_max = frame_max
+        self._tag = 0
+        self._waiting: dict[int, asyncio.Future[None]] = {}
+        sockets.attach(channel.number, self, frame_max)
+
+    async def publish(self, message: Message) -> None:
+        """Publish, and wait for the confirm. Raises what ended the channel."""
+        self._tag = tag = self._tag + 1
+        self._waiting[tag] = confirm = asyncio.get_running_loop().create_future()
+        number = self.channel.number
+        self._sockets.write(
+            frames.publish(number, message.exchange, message.key, mandatory=False)
+            + frames.content(number, properties_of(message, None), message.body, self._frame_max)
+        )
+        closing = self.channel.closing
+        try:
+            await asyncio.wait((confirm, closing), return_when=asyncio.FIRST_COMPLETED)
+            if not confirm.done():
+                self._sockets.detach(number)
+                await closing
+                raise ConnectionError("the channel was closed")
+            confirm.result()
+        finally:
+            self._waiting.pop(tag, None)
+
+    def confirmed(self, tag: int, multiple: bool) -> None:
+        """Basic.Ack."""
+        for it in [it for it in self._waiting if it == tag or (multiple and it < tag)]:
+            self._waiting.pop(it).set_result(None)
+
+    def refused(self, tag: int, multiple: bool) -> None:
+        """Basic.Nack."""
+        for it in [it for it in self._waiting if it == tag or (multiple and it < tag)]:
+            self._waiting.pop(it).set_exception(ConnectionError("RabbitMQ answered with a nack"))
+
+    def returned(self, code: int, text: str, exchange: str, key: str, properties: bytes, body: bytes) -> None:  # noqa: PLR0913, PLR0917  (as AMQP has it)
+        """Nothing here is mandatory."""
+
+    def deliver(self, delivered: frames.Delivered) -> None:
+        """Nobody consumes on this channel."""
 
 
 # -- consuming -------------------------------------------------------------------------------------------------------

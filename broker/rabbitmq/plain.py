@@ -16,7 +16,7 @@ from pamqp import commands as amqp
 from broker.errors import Malformed, PublishRefused, Unroutable
 from broker.rabbitmq import guard
 from broker.rabbitmq.answers import SETTLING, at_last, late, message_of, refusal
-from broker.rabbitmq.link import FAILURES, Link, reason
+from broker.rabbitmq.link import FAILURES, Link, reason, uncancelled
 from broker.transport import Message, Receive, Waiter, tell
 
 
@@ -83,6 +83,20 @@ class PlainPublisher:
         if not isinstance(answer, amqp.Basic.Ack):
             raise PublishRefused(f"RabbitMQ answered {answer!r}")
         self._link.confirmed()
+
+
+@dataclass(slots=True)
+class PlainAside:
+    """Publishes on a channel whose end concerns nobody else: what is refused there ends that channel alone."""
+
+    channel: AbstractChannel
+
+    async def publish(self, message: Message) -> None:
+        """Publish, and wait for the confirm. Raises what ended the channel."""
+        with uncancelled():
+            await self.channel.basic_publish(
+                message.body, exchange=message.exchange, routing_key=message.key, properties=properties_of(message)
+            )
 
 
 @dataclass(slots=True)

@@ -16,9 +16,9 @@ from broker.logs import logger
 from broker.rabbitmq import guard
 from broker.rabbitmq.answers import refusal
 from broker.rabbitmq.declare import apply, remove
-from broker.rabbitmq.direct import DirectChannel, DirectPublisher
+from broker.rabbitmq.direct import DirectAside, DirectChannel, DirectPublisher
 from broker.rabbitmq.link import FAILURES, SILENCE, Link, reason, translate, uncancelled, wedged
-from broker.rabbitmq.plain import PlainChannel, PlainPublisher, properties_of
+from broker.rabbitmq.plain import PlainAside, PlainChannel, PlainPublisher
 from broker.settings import Settings
 from broker.topology import Topology, shared_topology
 from broker.transport import Consumer, Delivery, Message, Offset, Receive, Taking, Waiter
@@ -65,7 +65,7 @@ class RabbitMQ:
         self._publisher: DirectPublisher | PlainPublisher = (
             DirectPublisher(self._publishing) if settings.direct else PlainPublisher(self._publishing)
         )
-        self._beside: AbstractChannel | None = None
+        self._beside: DirectAside | PlainAside | None = None
         self._channel: DirectChannel | None = None
         self._consumers: list[RabbitMQConsumer] = []
         self._trusted_at: dict[str, float] = {}
@@ -129,18 +129,17 @@ class RabbitMQ:
         try:
             async with asyncio.timeout(timeout):
                 await self._publishing.channel()
-                if self._beside is None or self._beside.is_closed:
+                if self._beside is None or self._beside.channel.is_closed:
                     await apply(self._publishing, topology)
-                    self._beside = await self._publishing.another_channel()
-                with uncancelled():
-                    await self._beside.basic_publish(
-                        message.body,
-                        exchange=message.exchange,
-                        routing_key=message.key,
-                        properties=properties_of(message),
-                    )
+                    self._beside = self._aside_on(await self._publishing.another_channel())
+                await self._beside.publish(message)
         except FAILURES as error:
             raise refusal(error, message) or translate(error, self._settings.hosts[0]) from None
+
+    def _aside_on(self, channel: AbstractChannel) -> DirectAside | PlainAside:
+        if not self._settings.direct:
+            return PlainAside(channel)
+        return DirectAside(channel, self._publishing.sockets, self._publishing.frame_max)
 
     async def _start_publishing(self, channel: AbstractChannel) -> None:
         if isinstance(self._publisher, DirectPublisher):

@@ -14,10 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker import Reject, Retry, Service, Settings
-from broker.envelope import Envelope, Story
 from broker.errors import AccessRefused, BrokerError, ConnectionFailed, TooLarge, TopologyConflict
 from broker.eventlog import Handling
-from broker.handlings import KEPT, MOST, Recorder, body
+from broker.handlings import KEPT, MOST, Alike, Noted, Recorder, body
 from broker.memory import Memory, Server
 from broker.topology import Binding, Exchange, Queue, Topology, handlings_topology
 from broker.transport import Message
@@ -25,7 +24,7 @@ from tests.conformance.worlds import World
 from tests.parcels import ParcelSent, ParcelWeighed, weighed
 from tests.waiting import until
 
-NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
+NOON_US = int(datetime(2026, 7, 1, 12, tzinfo=UTC).timestamp()) * 1_000_000
 
 
 @pytest.fixture(autouse=True)
@@ -63,17 +62,18 @@ def recorder(wire: Wire, **settings: Any) -> Recorder:
     return made
 
 
-def envelope(name: str = "Parcel Weighed") -> Envelope:
-    event_id = uuid4()
-    return Envelope(name, "parcel.weighed", event_id, NOON, "scales", None, 1, Story(event_id), b"{}", True)
+def handled(
+    event_id: UUID, *, at: int = NOON_US, what: Alike = ("Parcel Weighed", "handled", 1, "pack", None, None)
+) -> Noted:
+    return str(event_id), str(event_id), at, 0.5, what
 
 
 def note(it: Recorder, count: int = 1) -> list[UUID]:
     """Note so many handlings; returns the events' ids."""
-    events = [envelope() for _ in range(count)]
-    for event in events:
-        it.note(event, "handled", 1, NOON.timestamp(), 0.5, "pack")
-    return [event.id for event in events]
+    events = [uuid4() for _ in range(count)]
+    for event_id in events:
+        it.note(handled(event_id))
+    return events
 
 
 def ids(wire: Wire) -> list[UUID]:
@@ -86,8 +86,9 @@ def ids(wire: Wire) -> list[UUID]:
 async def test_a_handling_reads_as_documented() -> None:
     wire = Wire()
     it = recorder(wire)
-    event = envelope()
-    it.note(event, "retrying", 2, NOON.timestamp() + 0.123456, 0.5, "pack", "ValueError: no tape", "30s")
+    event_id = uuid4()
+    what: Alike = ("Parcel Weighed", "retrying", 2, "pack", "ValueError: no tape", "30s")
+    it.note(handled(event_id, at=NOON_US + 123_456, what=what))
     await it.close()
     (message,) = wire.told
     assert (message.exchange, message.key, message.content_type, message.type) == (
@@ -100,8 +101,8 @@ async def test_a_handling_reads_as_documented() -> None:
         "service": "packing",
         "handlings": [
             {
-                "event_id": str(event.id),
-                "correlation_id": str(event.id),
+                "event_id": str(event_id),
+                "correlation_id": str(event_id),
                 "name": "Parcel Weighed",
                 "outcome": "retrying",
                 "attempt": 2,
@@ -126,14 +127,14 @@ async def test_error_and_delay_stand_only_where_there_is_one() -> None:
 @given(name=st.text(), error=st.text(), handler=st.text())
 def test_whatever_stands_in_a_handling_can_be_read_again(name: str, error: str, handler: str) -> None:
     name, handler = (text.encode("utf-8", "replace").decode() for text in (name, handler))  # as they come off the wire
-    told = json.loads(body("packing", [(uuid4(), uuid4(), 1e9 + 0.1, 0.1, (name, "dead", 4, handler, error, None))]))
+    told = json.loads(body("packing", [handled(uuid4(), what=(name, "dead", 4, handler, error, None))]))
     read = Handling.model_validate(told["handlings"][0])
     assert (read.name, read.handler, read.outcome, read.attempt) == (name, handler, "dead", 4)
     assert len(read.error or "") <= 500
 
 
 def test_half_a_character_in_an_error_is_no_reason_to_fail() -> None:
-    told = body("packing", [(uuid4(), uuid4(), 1e9, 0.1, ("A", "dead", 1, None, "what\udcff", None))])
+    told = body("packing", [handled(uuid4(), what=("A", "dead", 1, None, "what\udcff", None))])
     assert json.loads(told)["handlings"][0]["error"] == "what?"
 
 
