@@ -10,13 +10,12 @@ from urllib.parse import urlsplit
 import httpx
 from playwright.async_api import Page
 
-from broker.tools.map import draw
 from broker.tools.map_page import page
 from broker.tools.server import Server
 from tests.acceptance.conftest import Start
 from tests.acceptance.running import BROKER, broker
 from tests.browser import opened
-from tests.tools.test_map import HOSTILE, live, shop
+from tests.tools.test_map import HOSTILE, live, map_of, shop
 from tests.waiting import until
 
 NOWHERE = "amqp://127.0.0.1:9/"
@@ -33,7 +32,7 @@ async def drawn(chrome: Page, kind: str = "path") -> int:
 
 async def test_the_page_filters_and_highlights(tmp_path: Path) -> None:
     file = tmp_path / "map.html"
-    file.write_text(page(draw(shop(), live())))
+    file.write_text(page(map_of(shop(), live())))
     async with opened(file) as chrome:
         everything = await visible(chrome)
         assert {"scales", "Parcel Weighed", "Parcel Sent", "packing", "watching"} <= everything
@@ -53,7 +52,9 @@ async def test_the_page_filters_and_highlights(tmp_path: Path) -> None:
 
 async def test_hostile_names_stay_text_in_a_browser(tmp_path: Path) -> None:
     file = tmp_path / "map.html"
-    it = draw(shop(), live(["packing", *HOSTILE], [(name, name) for name in HOSTILE]), note="<script>alert(1)</script>")
+    it = map_of(
+        shop(), live(["packing", *HOSTILE], [(name, name) for name in HOSTILE]), note="<script>alert(1)</script>"
+    )
     file.write_text(page(it))
     async with opened(file) as chrome:  # which fails on a dialog, an error, and any request
         assert "<script>alert(1)</script>" in await visible(chrome)
