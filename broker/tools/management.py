@@ -8,6 +8,7 @@ says otherwise: good for people and for waiting, never for deciding whether an e
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 from urllib.parse import quote, unquote, urlsplit
 
@@ -76,6 +77,7 @@ class Binding(_Answer):
     destination: str
     destination_type: Literal["queue", "exchange"]
     key: str = Field(validation_alias=AliasChoices("routing_key", "key"))
+    arguments: Table = {}
 
 
 class Message(_Answer):
@@ -146,11 +148,66 @@ class _Consumer(_Answer):
     consumer_tag: str
 
 
-class _Node(_Answer):
+class Node(_Answer):
+    """A node of the cluster. Sizes are in bytes; None: it does not say, being down."""
+
     name: str
     running: bool = True
     mem_alarm: bool = False
     disk_free_alarm: bool = False
+    mem_used: int | None = None
+    mem_limit: int | None = None
+    disk_free: int | None = None
+    disk_free_limit: int | None = None
+    partitions: tuple[str, ...] = ()
+    """Nodes that it has lost sight of."""
+
+
+class Policy(_Answer):
+    """A policy: what RabbitMQ adds to the arguments of queues and exchanges that its pattern matches."""
+
+    name: str
+    pattern: str
+    apply_to: str = Field("all", validation_alias=AliasChoices("apply-to", "apply_to"))
+    definition: Table = {}
+    priority: int = 0
+    operator: bool = False
+    """An operator's, which is applied beside the other."""
+
+
+class FeatureFlag(_Answer):
+    """Something that RabbitMQ can do once all nodes are of a version that can, and somebody has switched it on."""
+
+    name: str
+    state: str
+    stability: str = "stable"
+
+
+class Identity(_Answer):
+    """Whom the management API takes us for."""
+
+    name: str
+    tags: Annotated[
+        tuple[str, ...], BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)
+    ] = ()
+
+
+class Permission(_Answer):
+    """What a user may do, as regular expressions on names."""
+
+    user: str
+    configure: str
+    write: str
+    read: str
+
+
+class TopicPermission(_Answer):
+    """Which keys a user may publish to a topic exchange, and by which patterns it may bind, as regular expressions."""
+
+    user: str
+    exchange: str
+    write: str
+    read: str
 
 
 class _Overview(_Answer):
@@ -163,8 +220,12 @@ _BINDINGS = TypeAdapter(list[Binding])
 _MESSAGES = TypeAdapter(list[Message])
 _STATS = TypeAdapter(list[_QueueStats])
 _CONSUMERS = TypeAdapter(list[_Consumer])
-_NODES = TypeAdapter(list[_Node])
+_NODES = TypeAdapter(list[Node])
 _CONNECTIONS = TypeAdapter(list[Connection])
+_POLICIES = TypeAdapter(list[Policy])
+_FLAGS = TypeAdapter(list[FeatureFlag])
+_PERMISSIONS = TypeAdapter(list[Permission])
+_TOPIC_PERMISSIONS = TypeAdapter(list[TopicPermission])
 
 
 class Management:
@@ -191,10 +252,10 @@ class Management:
         login = api if api.username else address
         self.vhost = unquote(address.path[1:]) or "/"
         self.address = f"{api.scheme}://{api.netloc.rpartition('@')[2]}"
-        self._user = unquote(login.username or "guest")
+        self.user = unquote(login.username or "guest")
         self._client = httpx.AsyncClient(
             base_url=f"{self.address}{api.path.rstrip('/')}/api",
-            auth=(self._user, unquote(login.password or "guest")),
+            auth=(self.user, unquote(login.password or "guest")),
             timeout=timeout,
             limits=httpx.Limits(max_keepalive_connections=0),  # RabbitMQ closes idle ones just when they are used again
         )
@@ -249,12 +310,46 @@ class Management:
 
     async def alarms(self) -> list[str]:
         """What is wrong with RabbitMQ's nodes, in words. It takes the tag 'monitoring'."""
-        nodes = _NODES.validate_json(await self._get("/nodes"))
+        nodes = await self.nodes()
         return [
             *(f"{node.name} is low on memory" for node in nodes if node.mem_alarm),
             *(f"{node.name} is low on disk" for node in nodes if node.disk_free_alarm),
             *(f"{node.name} is down" for node in nodes if not node.running),
         ]
+
+    async def nodes(self) -> list[Node]:
+        """The nodes of the cluster. It takes the tag 'monitoring'."""
+        return _NODES.validate_json(await self._get("/nodes"))
+
+    async def whoami(self) -> Identity:
+        """Whom RabbitMQ takes us for. It takes a tag, whichever."""
+        return Identity.model_validate_json(await self._get("/whoami"))
+
+    async def clock(self) -> datetime | None:
+        """The time on the clock of the node that answers, to a second; None if it does not say."""
+        answer = await self._answer("GET", "/whoami")
+        try:
+            return parsedate_to_datetime(answer.headers.get("date", "")).replace(tzinfo=UTC)  # always GMT
+        except ValueError:
+            return None
+
+    async def feature_flags(self) -> list[FeatureFlag]:
+        """All feature flags. It takes the tag 'administrator'."""
+        return _FLAGS.validate_json(await self._get("/feature-flags"))
+
+    async def policies(self) -> list[Policy]:
+        """The policies of the virtual host, those of operators included."""
+        users = _POLICIES.validate_json(await self._get(f"/policies/{self._vhost}"))
+        operators = _POLICIES.validate_json(await self._get(f"/operator-policies/{self._vhost}"))
+        return [*users, *(policy.model_copy(update={"operator": True}) for policy in operators)]
+
+    async def permissions(self) -> list[Permission]:
+        """What each user may do in the virtual host. It takes the tag 'administrator'."""
+        return _PERMISSIONS.validate_json(await self._get(f"/vhosts/{self._vhost}/permissions"))
+
+    async def topic_permissions(self) -> list[TopicPermission]:
+        """What limits each user on topic exchanges of the virtual host. It takes the tag 'administrator'."""
+        return _TOPIC_PERMISSIONS.validate_json(await self._get(f"/vhosts/{self._vhost}/topic-permissions"))
 
     async def exchanges(self) -> list[Exchange]:
         """All exchanges of the virtual host, RabbitMQ's own included."""
@@ -323,7 +418,7 @@ class Management:
     async def create_vhost(self, name: str) -> None:
         """Create a virtual host that this client's user may do everything in."""
         await self._send("PUT", f"/vhosts/{_quoted(name)}", {})
-        await self.permit(self._user, vhost=name)
+        await self.permit(self.user, vhost=name)
 
     async def delete_vhost(self, name: str) -> None:
         """Delete a virtual host with everything in it."""
@@ -373,6 +468,9 @@ class Management:
         return await retrying(self._send, "GET", path)
 
     async def _send(self, method: str, path: str, content: Mapping[str, object] | None = None) -> bytes:
+        return (await self._answer(method, path, content)).content
+
+    async def _answer(self, method: str, path: str, content: Mapping[str, object] | None = None) -> httpx.Response:
         try:
             answer = await self._client.request(method, path, json=content)
         except httpx.HTTPError as error:
@@ -385,13 +483,13 @@ class Management:
                 f"What answers at {self.address} is not RabbitMQ's management API. Is BROKER_MANAGEMENT_URL right?"
             )
         if answer.is_success:
-            return answer.content
+            return answer
         raise self._refusal(answer, f"{method} {path}")
 
     def _refusal(self, answer: httpx.Response, request: str) -> BrokerError:
         if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
             return AccessRefused(
-                f"The management API at {self.address} refuses {request} to the user {self._user!r} "
+                f"The management API at {self.address} refuses {request} to the user {self.user!r} "
                 f"({_reason(answer)}). Is the password right? Has the user a tag (rabbitmqctl set_user_tags): "
                 "'management' to look, 'administrator' to change users and virtual hosts? "
                 f"Has it permissions in {self.vhost!r}?"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import uuid
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
@@ -85,6 +86,33 @@ async def test_users_with_permissions(management: Management, server: Server) ->
                 await other.create_vhost("mine")
     finally:
         await management.delete_user(user)
+
+
+async def test_tells_what_a_check_up_wants_to_know(management: Management, server: Server) -> None:
+    await management.permit_topics(management.user, "events", write="^order", read=".*")
+    await management._send(
+        "PUT", f"/policies/{management.vhost}/short", {"pattern": "^pack", "definition": {"message-ttl": 1}}
+    )
+    assert "administrator" in (await management.whoami()).tags
+    assert {"quorum_queue", "stream_queue"} & {flag.name for flag in await management.feature_flags()} or (
+        int(server.version.split(".")[0]) >= 4  # which has them without a flag
+    )
+    (node,) = await management.nodes()
+    assert node.running
+    assert (node.disk_free or 0) > (node.disk_free_limit or 0) > 0
+    (policy,) = await management.policies()
+    assert (policy.name, policy.pattern, policy.definition, policy.operator) == (
+        "short",
+        "^pack",
+        {"message-ttl": 1},
+        False,
+    )
+    assert [may.configure for may in await management.permissions() if may.user == management.user] == [".*"]
+    (topics,) = await management.topic_permissions()
+    assert (topics.user, topics.exchange, topics.write) == (management.user, "events", "^order")
+    clock = await management.clock()
+    assert clock is not None
+    assert abs((datetime.now(UTC) - clock).total_seconds()) < 60
 
 
 async def test_virtual_hosts(management: Management, server: Server) -> None:
