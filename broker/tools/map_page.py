@@ -57,7 +57,7 @@ STYLE = """
 .map .legend svg { vertical-align: middle; width: 28px; height: 8px; }
 .map details.all { margin-top: 2.5rem; }
 .map details.all > summary { cursor: pointer; color: var(--soft); }
-@media (max-width: 1150px) { .map .event { flex-direction: column; } }
+@media (max-width: 1250px) { .map .event { flex-direction: column; } }
 @media (max-width: 620px) {
   .map .columns { column-gap: 1.2rem; font-size: .85rem; }
   .map header label { margin-left: 0; }
