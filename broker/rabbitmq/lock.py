@@ -34,9 +34,9 @@ async def locked(name: str, settings: Settings, *, refusal: str) -> AsyncIterato
 
     gone = asyncio.Event()
     link = Link(settings, name, logger(settings, connection=name), declare=hold, lost=lambda _: gone.set())
-    await link.open()
-    gone.clear()  # an attempt before may have failed
     try:
+        await link.open()
+        gone.clear()  # an attempt before may have failed
         yield gone
     finally:
         await link.close()
