@@ -17,6 +17,7 @@ from broker.topology import is_pattern
 STYLE = """
 .map header { display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; align-items: baseline; }
 .map header p, .map header span { color: var(--soft); margin: 0; }
+.map header span:empty { position: absolute; }
 .map header label { margin-left: auto; display: flex; gap: .6rem; align-items: baseline; }
 .map input { background: var(--box); border: 1px solid var(--line); border-radius: 6px; padding: .35rem .7rem;
   width: 16rem; max-width: 100%; }
