@@ -104,11 +104,14 @@ class World:
         return await self._stack.enter_async_context(Broker(source=source, settings=made, transport=transport))
 
     @asynccontextmanager
-    async def serve(self, service: Service, **settings: Any) -> AsyncIterator[Subscriber]:
+    async def serve(
+        self, service: Service, *, backfill: str | None = None, **settings: Any
+    ) -> AsyncIterator[Subscriber]:
         """A process of a service."""
         made = self.settings(**settings)
         transport = self.unconnected(service.name, **settings)
-        async with serve(service, made, logger(made, service=service.name), transport) as standing:
+        log = logger(made, service=service.name)
+        async with serve(service, made, log, transport, backfill=backfill) as standing:
             assert standing.subscriber is not None
             yield standing.subscriber
 
