@@ -16,6 +16,7 @@ from broker.cli import (  # noqa: F401  (they register their commands)
     asyncapi,
     database,
     dead,
+    doctor,
     everyday,
     map,  # noqa: A004
     status,

@@ -346,6 +346,11 @@ def amqp_version(url: str, timeout: float = 2.0) -> str | None:
             greeting = link.recv(4096)
     except OSError:
         return None
+    return version_in(greeting)
+
+
+def version_in(greeting: bytes) -> str | None:
+    """RabbitMQ's version, if that is how it greets."""
     found = re.search(rb"\x07versionS\x00\x00\x00.([0-9.]+)", greeting, re.DOTALL)
     return found[1].decode() if found else None
 
