@@ -18,6 +18,7 @@ from broker.retry import Delay
 from broker.settings import Settings
 from broker.tools.catalogue import Entry, read_catalogue
 from broker.tools.discover import find_services
+from broker.tools.page import printable as printable  # noqa: PLC0414  (what all commands share)
 
 T = TypeVar("T")
 
@@ -93,11 +94,6 @@ def lasting(seconds: float) -> str:
     parts = [(whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "m"), (whole % 60, "s")]
     told = [f"{count}{unit}" for count, unit in parts if count]
     return " ".join(told[: 1 if whole < 3600 else 2]) or "0s"
-
-
-def printable(text: str, *, lines: bool = False) -> str:
-    """Text from elsewhere, without the characters that command a terminal."""
-    return "".join(c if c.isprintable() or (lines and c == "\n") else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def one_line(text: str, most: int) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from broker.service import Service
 from broker.tools.catalogue import Entry, read_catalogue
-from broker.tools.page import printable
+from broker.tools.page import for_mermaid
 from broker.topology import dead_queue, is_pattern, matches
 
 if TYPE_CHECKING:
@@ -312,18 +312,11 @@ def mermaid(it: Map) -> str:
     services = {service.name: f"s{n}" for n, service in enumerate(it.services)}
     events = {event.name: f"e{n}" for n, event in enumerate(it.events)}
     lines = ["flowchart LR"]
-    lines += [f'    {at}["{_mermaid(name)}"]' for name, at in services.items()]
-    lines += [f'    {at}(["{_mermaid(name)}"])' for name, at in events.items()]
+    lines += [f'    {at}["{for_mermaid(name)}"]' for name, at in services.items()]
+    lines += [f'    {at}(["{for_mermaid(name)}"])' for name, at in events.items()]
     lines += [f"    {services[service]} --> {events[event]}" for service, event in it.published]
     for link in it.subscribed:
         arrow = "-->" if link.where == "both" or not (it.code and it.live) else "-.->"
-        label = f'|"{_mermaid(link.binding)}"|' if is_pattern(link.binding) else ""
+        label = f'|"{for_mermaid(link.binding)}"|' if is_pattern(link.binding) else ""
         lines.append(f"    {events[link.event]} {arrow}{label} {services[link.service]}")
     return "\n".join(lines) + "\n"
-
-
-def _mermaid(text: str) -> str:
-    """Mermaid takes characters by number, nearly all others for something of its own, and no label for an error."""
-    plain = " -_.,/()"
-    shown = printable(text) if text.strip() else "\N{REPLACEMENT CHARACTER}"
-    return "".join(c if c.isascii() and (c.isalnum() or c in plain) else f"#{ord(c)};" for c in shown)

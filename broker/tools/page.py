@@ -74,3 +74,16 @@ def clean(text: object, *, lines: bool = False) -> str:
 def printable(text: str, *, lines: bool = False) -> str:
     """Text from elsewhere, without the characters that mean something of their own."""
     return "".join(c if c.isprintable() or (lines and c == "\n") else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def for_mermaid(text: str) -> str:
+    """A text for a label of Mermaid's, on one line: what could mean something to it stands there by its number.
+
+    So does the word ``end``. Of nothing but blanks Mermaid would make an error.
+    """
+    words = printable(" ".join(text.split()) or "\N{REPLACEMENT CHARACTER}").split(" ")
+    return " ".join("#101;nd" if word.lower() == "end" else "".join(map(_numbered, word)) for word in words)
+
+
+def _numbered(character: str) -> str:
+    return character if character.isalnum() or character in "_.,-" else f"#{ord(character)};"

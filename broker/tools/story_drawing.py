@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len
 
-from broker.tools.page import PALETTE, clean, printable
+from broker.tools.page import PALETTE, clean, for_mermaid
 from broker.tools.story import Arrow, Attempt, Ending, Step, Story, elapsed, how_it_ended, what_is_open
 
 UNKNOWN = "not in the log"
@@ -28,6 +28,8 @@ WORDS, WORDS_MOST = 216, 38
 """Pixels and characters of the words at the right, where there are any."""
 ARROWS_MOST = 1000
 """Arrows in one picture, at most."""
+LABEL_MOST = 160
+"""Characters beside an arrow of Mermaid's."""
 
 STYLE = """
 .sequence text { font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; fill: var(--ink); }
@@ -232,11 +234,13 @@ def mermaid(story: Story) -> str:
     """The same as a sequence diagram for Mermaid."""
     names = {name: f"p{place}" for place, name in enumerate(story.lifelines, 1)}
     lines = ["sequenceDiagram"]
-    lines += [f"    participant {short} as {for_mermaid(name or UNKNOWN)}" for name, short in names.items()]
+    lines += [
+        f"    participant {short} as {for_mermaid(cut(name or UNKNOWN, LABEL_MOST))}" for name, short in names.items()
+    ]
     for step in story.steps:
         sender = names[step.publisher or ""]
         for row in rows_of(step):
-            text = for_mermaid(f"{step.name}: {row.words}" if row.words else step.name)
+            text = for_mermaid(cut(f"{step.name}: {row.words}" if row.words else step.name, LABEL_MOST))
             if row.subscriber is None:
                 lines.append(f"    Note over {sender}: {text}")
                 continue
@@ -244,17 +248,6 @@ def mermaid(story: Story) -> str:
             arrow = {"retrying": "-x", "dead": "-x", "waiting": "--)", "unrecorded": "--)"}.get(row.ending, "->>")
             lines.append(f"    {receiver if row.again else sender}{arrow}{receiver}: {text}")
     return "\n".join(lines) + "\n"
-
-
-def for_mermaid(text: str) -> str:
-    """A text on one line of Mermaid: what could mean something to it is written by number, as is the word ``end``."""
-    one_line = cut(printable(" ".join(text.split())), 160) or "?"
-    words = ["#101;nd" if word.lower() == "end" else "".join(map(_numbered, word)) for word in one_line.split(" ")]
-    return " ".join(words)
-
-
-def _numbered(character: str) -> str:
-    return character if character.isalnum() or character in "_.,-" else f"#{ord(character)};"
 
 
 # -- text ------------------------------------------------------------------------------------------------------------

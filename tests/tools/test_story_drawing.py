@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
+from broker.tools.page import for_mermaid
 from broker.tools.story import Story
-from broker.tools.story_drawing import UNKNOWN, cut, drawing, for_mermaid, layout_of, mermaid
+from broker.tools.story_drawing import UNKNOWN, cut, drawing, layout_of, mermaid
 from tests.stories import Tale, order, standing, troubled
 
 SVG = "{http://www.w3.org/2000/svg}"
