@@ -92,7 +92,7 @@ class Backfill:
         elif self._reading is not None and not self._gone.is_set():
             with suppress(TimeoutError, BrokerError):
                 async with asyncio.timeout(self._it.settings.publish_timeout):
-                    await self._reading.write(ahead=0)
+                    await self._reading.write(last=True)
             done, total = self._reading.progress
             self._it.log.info("backfill unfinished", done=done, of=total)
         await self._held.aclose()

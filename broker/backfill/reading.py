@@ -26,7 +26,7 @@ STORING = 1.0
 """Seconds until what is in the log is in the queue, too, if it is to be in both."""
 NOTE_EVERY = 1.0
 AHEAD = 1000
-"""Messages that are read beyond the last note, at most."""
+"""Messages that may be begun beyond the last note, at most. After a crash, they are handled one by one."""
 TELL_EVERY = 10.0
 AGAIN = 1.0
 """Seconds after which what did not work is tried again."""
@@ -164,6 +164,8 @@ class Reading:
         self._changed = asyncio.Event()
         self._note_now = asyncio.Event()
         self._noting = asyncio.Lock()
+        self._noted = note.next
+        self._ahead = 0
         self.note = note
         self.events = self.foreign = 0
         self.stopping = False
@@ -285,7 +287,7 @@ class Reading:
             return
         while len(self._position) >= self._it.settings.full_prefetch:
             await self._change()
-        if number >= self.note.begun - AHEAD // 2:
+        if number >= self.note.begun - self._ahead // 2:
             self._note_now.set()
         while number >= self.note.begun:
             await self._change()
@@ -348,20 +350,23 @@ class Reading:
                 told = monotonic()
                 self._it.log.info("backfilling", done=done, of=total)
 
-    async def write(self, *, ahead: int = AHEAD, tries: int | None = None, **learned: int) -> None:
+    async def write(self, *, last: bool = False, tries: int | None = None, **learned: int) -> None:
         """Note how far it is, and what was learned.
 
         Args:
-            ahead: how many more may be begun before the next note.
+            last: nothing more will be begun.
             tries: how often the next one was begun alone.
             learned: ``end`` or ``depth``.
         """
         async with self._noting:
             at, reached = self._position.next, self._position.reached
             same = self.note.tries if self.note.next == at else 0
+            lately, self._noted = reached - self._noted, reached  # half of what may be ahead, at least; or of a second
+            self._ahead = min(AHEAD, max(2 * self._it.settings.concurrency, 4 * lately))
+            begun = reached if last else max(reached + self._ahead, self.note.begun)
             note = self.note.but(
                 next=at,
-                begun=self._careful if reached < self._careful else reached + ahead,
+                begun=self._careful if reached < self._careful else begun,
                 tries=same if tries is None else tries,
                 **learned,
             )

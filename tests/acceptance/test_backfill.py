@@ -190,7 +190,7 @@ async def test_what_does_not_say_since_when_is_refused(coins: Coins) -> None:
 
 
 @pytest.mark.parametrize(
-    ("events", "kills"), [(1000, 4), pytest.param(20_000, 40, marks=pytest.mark.full)], ids=["some", "many"]
+    ("events", "kills"), [(800, 4), pytest.param(20_000, 40, marks=pytest.mark.full)], ids=["some", "many"]
 )
 async def test_whenever_it_is_killed_it_goes_on_where_it_was(coins: Coins, events: int, kills: int) -> None:
     """One service with a database, one without, killed (-9) at the same moments, while events arrive."""
@@ -204,7 +204,7 @@ async def test_whenever_it_is_killed_it_goes_on_where_it_was(coins: Coins, event
             while True:
                 await opened.publish(CoinTossed(number=published))
                 published += 1
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.05)
 
     async def kill_once(phase: str) -> None:
         processes = [coins.start("plain"), coins.start("stored")]

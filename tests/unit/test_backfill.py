@@ -177,9 +177,10 @@ class Delivered:
 
     lost = False
 
-    def __init__(self, message: Message, *, redelivered: bool = False) -> None:
+    def __init__(self, message: Message, *, redelivered: bool = False, number: int | None = None) -> None:
         self.message = message
         self.redelivered = redelivered
+        self.number = number
         self.settled = ""
 
     async def ack(self) -> None:
@@ -291,13 +292,16 @@ class FakeLog:
         self.reads += 1
         for number in range(begin, end):
             it = self.messages[number]
-            delivered = Undecodable() if it is None else Delivered(_numbered(it, number))
+            delivered = Undecodable(number) if it is None else Delivered(_numbered(it, number), number=number)
             yield Entry(cast("Delivery", delivered), "events.handled")
             if number % 7 == 0:
                 await asyncio.sleep(0)
 
 
+@dataclass
 class Undecodable:
+    number: int
+
     @property
     def message(self) -> Message:
         from broker import Malformed
@@ -326,6 +330,7 @@ class World:
     refusing: float = 0.0
     concurrency: int = 10
     starts: int = 0
+    latest: int = -1
 
     def __post_init__(self) -> None:
         self.note = Note.at(0, seam=len(self.messages) // 2)
@@ -338,6 +343,7 @@ class World:
             note = Note.of(cast("Delivery", Delivered(it)))
             assert note is not None
             assert note.next >= self.note.next, "it never goes back"
+            assert note.begun > self.latest, "a crash now would not be told that it may have begun"
             self.note = note
         else:
             self.dead.append(it)
@@ -350,13 +356,16 @@ class World:
     async def run(self, steps: int | None = None) -> bool:
         """One process, killed after so many handlings; True: it ended by itself."""
         self.starts += 1
+        self.latest = -1
         line: asyncio.Queue[Any] = asyncio.Queue()
         left = steps
         killed = asyncio.get_running_loop().create_future()
 
         def receive(delivery: Delivery) -> None:
-            number = delivery.number  # type: ignore[attr-defined]
+            number = delivery.number
+            assert number is not None
             assert number < self.note.begun, "a crash now would not be told that it may have begun"
+            self.latest = number
             assert number >= self.note.next
             line.put_nowait(delivery)
 
@@ -554,7 +563,7 @@ async def test_what_is_given_back_when_it_stops_is_not_done() -> None:
         made.stopping = True
         whole.cancel()
         await received[0].release()
-        await made.write(ahead=0)
+        await made.write(last=True)
         assert (world.note.next, world.note.begun) == (0, 1)
         await asyncio.sleep(0.01)
         assert len(received) == 1
