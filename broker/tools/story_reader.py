@@ -32,7 +32,7 @@ from broker.tools.discover import find_services
 from broker.tools.status import ServiceStatus, read_status
 from broker.tools.story import Found, Story, Subscriptions, tell
 from broker.topology import dead_queue
-from broker.transport import Message, Offset
+from broker.transport import Message
 
 if TYPE_CHECKING:
     from broker.tools.management import Management
@@ -54,8 +54,6 @@ NEAR = 500
 """Messages looked through for what somebody may have meant."""
 PATIENCE = 3.0
 """Seconds for the management API."""
-NOTHING = 1.0
-"""Seconds without a message from a time on, after which the log has none: it takes milliseconds."""
 STORIES_MOST = 1000
 """Stories that a search finds, at most."""
 
@@ -111,25 +109,25 @@ class Place:
     """Where in the log to look for a story's first event.
 
     Attributes:
+        begin: None: at the log's beginning.
         until: how late in the log to look elsewhere; None: read to the end.
         thorough: decode every message: an id that is no UUID on the wire stands in none as we write it.
     """
 
-    begin: Offset
+    begin: datetime | None
     until: datetime | None = None
     thorough: bool = False
 
 
 def places(correlation_id: UUID, since: datetime | None) -> Iterator[Place]:
     """Where to look, one after the other."""
-    begin = since or "first"
     at, epoch = time_of(correlation_id), datetime.fromtimestamp(0, UTC)
     if since is None and at is not None and at > epoch + 2 * CLOCKS:
         yield Place(at - BEFORE, at + SOON)
         yield Place(at - CLOCKS, at + CLOCKS)
-    yield Place(begin)
+    yield Place(since)
     if correlation_id.version == 5:
-        yield Place(begin, thorough=True)
+        yield Place(since, thorough=True)
 
 
 # -- one message -----------------------------------------------------------------------------------------------------
@@ -276,7 +274,7 @@ class Reader:
         headings: dict[UUID, Heading] = {}
         async with open_log(self._settings, "story") as log:
             span = await log.span()
-            async for entry in self._entries(log, since or "first", span):
+            async for entry in self._entries(log, since, span):
                 envelope = meant(entry, wanted)
                 if envelope is None:
                     continue
@@ -318,20 +316,14 @@ class Reader:
                     break
         found.read_to, found.ended = self._late, stop.why
 
-    async def _entries(self, log: EventLog, begin: Offset, span: Span) -> AsyncGenerator[Entry]:
-        """The log from a place on, to where it ended when we came. From a time after its end on, there is nothing."""
+    async def _entries(self, log: EventLog, begin: datetime | int | None, span: Span) -> AsyncGenerator[Entry]:
+        """The log from a place on, to where it ended when we came; notes how late it is in it."""
         clocks: list[datetime] = []
         self._late = None
-        async with aclosing(log.read(begin, end=span.end)) as entries:
-            if span.first == span.end:
-                return
-            try:
-                async with asyncio.timeout(NOTHING if isinstance(begin, datetime) else None):
-                    entry = await anext(entries, None)
-            except TimeoutError:
-                return
-            count = 0
-            while entry is not None:
+        count = 0
+        place = await log.place(begin) if isinstance(begin, datetime) else begin
+        async with aclosing(log.read(span.first if place is None else place, end=span.end)) as entries:
+            async for entry in entries:
                 count += 1
                 if entry.message is not None and entry.message.timestamp is not None:
                     clocks.append(entry.message.timestamp)
@@ -340,9 +332,8 @@ class Reader:
                     clocks.clear()
                     self._told((entry.offset or span.first) - span.first, span.end - span.first)
                 yield entry
-                entry = await anext(entries, None)
-            if clocks:
-                self._late = median_low(clocks)
+        if clocks:
+            self._late = median_low(clocks)
 
     # -- who should have handled it ----------------------------------------------------------------------------------
 
@@ -466,7 +457,7 @@ async def first_time(log: EventLog, span: Span) -> datetime | None:
     """When the oldest message of the log was published, if it says so."""
     if span.first == span.end:
         return None
-    async with aclosing(log.read("first", end=span.end)) as entries:
+    async with aclosing(log.read(span.first, end=span.end)) as entries:
         async for entry in entries:
             return entry.message.timestamp if entry.message is not None else None
     return None

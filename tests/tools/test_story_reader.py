@@ -44,6 +44,7 @@ def about(event_id: UUID, story: UUID = FIRST, **changes: Any) -> dict[str, Any]
 class Lying:
     """A message as it lies in the log."""
 
+    number = None
     redelivered = lost = False
 
     def __init__(self, message: Message) -> None:
@@ -70,17 +71,17 @@ def test_a_story_is_looked_for_when_its_id_was_made_then_earlier_then_everywhere
     assert list(places(FIRST, None)) == [
         Place(at - timedelta(seconds=2), at + timedelta(seconds=5)),
         Place(at - timedelta(minutes=5), at + timedelta(minutes=5)),
-        Place("first"),
+        Place(None),
     ]
 
 
 @pytest.mark.parametrize("story", [uuid4(), UUID(int=0), UUID("00000000-0000-7000-8000-000000000000")], ids=str)
 def test_an_id_that_tells_no_time_is_looked_for_everywhere(story: UUID) -> None:
-    assert list(places(story, None)) == [Place("first")]
+    assert list(places(story, None)) == [Place(None)]
 
 
 def test_an_id_that_stands_for_another_is_looked_for_in_every_event_at_last() -> None:
-    assert list(places(uuid5(NAMESPACE, "x"), None)) == [Place("first"), Place("first", thorough=True)]
+    assert list(places(uuid5(NAMESPACE, "x"), None)) == [Place(None), Place(None, thorough=True)]
 
 
 def test_since_says_where_to_begin() -> None:
