@@ -1,7 +1,8 @@
 """The event log, read: every event for as long as RabbitMQ keeps it, and what became of it in each service.
 
 A stream hands its messages to any reader, from any place on, and keeps them. Numbers below are stream offsets: each
-message has one, they only grow, and the oldest go when the log is truncated.
+message has one, they only grow, here and there one is missing, and the oldest go when the log is truncated. A time is a
+place, too: what was stored then, to a second, and later, by RabbitMQ's clock, whatever the messages say of themselves.
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from time import monotonic
 from typing import Annotated
 from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from broker.envelope import Envelope, decode
+from broker.envelope import STRUCTURED, Envelope, decode
 from broker.errors import ConnectionFailed, ContractError, Malformed
 from broker.handlings import Outcome
 from broker.logs import logger
@@ -32,11 +34,11 @@ IN_HAND = 2000
 PATIENCE = 30.0
 """Seconds without a message, where there are some, after which something is wrong."""
 EMPTY = 1.0
-"""Seconds without a first message, after which there is none: it takes milliseconds."""
+"""Seconds without a first message, after which there is none, of a RabbitMQ that otherwise answers in milliseconds."""
+SLOW = 20
+"""How much longer a first message may take than another answer took just before."""
 CHUNK = 60_000
 """Messages handed out at once, at most: more than a chunk of a stream has."""
-LOOK_EVERY = 500
-"""Messages after which the place in the log is looked up: it stands in a header, and reading that costs."""
 
 
 class Handling(BaseModel):
@@ -89,11 +91,21 @@ class Entry:
         except Malformed:
             return None
 
-    @cached_property
+    @property
     def offset(self) -> int | None:
         """Its number in the log."""
-        number = self.message.headers.get("x-stream-offset") if self.message is not None else None
-        return number if isinstance(number, int) else None
+        return self._delivery.number
+
+    def may_hold(self, text: bytes) -> bool:
+        """Whether a text may stand in it, in small letters or capitals: looked for before anything is decoded. A
+        structured event has it in its body, a binary one among its headers."""
+        message = self.message
+        if message is None or text in message.body or text.lower() in message.body.lower():
+            return True
+        if (message.content_type or "").startswith(STRUCTURED) or not message.headers:
+            return False
+        wanted = text.decode().lower()
+        return any(isinstance(value, str) and wanted in value.lower() for value in message.headers.values())
 
     @property
     def is_handlings(self) -> bool:
@@ -109,6 +121,17 @@ class Entry:
         """
         message = self._delivery.message
         return decode(message.body, key=message.key, content_type=message.content_type, headers=message.headers)
+
+    @cached_property
+    def time(self) -> datetime | None:
+        """When it was published, as it says itself; None if it does not."""
+        now = datetime.now(UTC)
+        try:
+            if not self.is_handlings and self.envelope.time < now:  # else it says nothing, or its clock is ahead
+                return self.envelope.time
+        except Malformed:
+            pass
+        return self.message.timestamp if self.message is not None else None
 
     @cached_property
     def handlings(self) -> list[Handling]:
@@ -137,7 +160,8 @@ class EventLog:
 
     def __init__(self, transport: Transport, settings: Settings) -> None:
         self._transport = transport
-        self._settings = settings
+        self._handled_exchange = settings.handlings_exchange
+        self._log = logger(settings)
         self.name = settings.event_log
 
     async def span(self) -> Span:
@@ -147,13 +171,15 @@ class EventLog:
             ContractError: there is no event log.
             ConnectionFailed: RabbitMQ went away.
         """
-        count = await self._transport.count(self.name)  # it lags by some seconds
+        asked = monotonic()
+        count = await self._transport.count(self.name)  # of some seconds ago, and of more than messages
+        took = monotonic() - asked
         if count is None:
             raise ContractError(
                 f"RabbitMQ has no event log {self.name!r}. A service or `Broker` that may declares it when it starts, "
                 "unless BROKER_LOG=off."
             )
-        last = await self._glance("last", prefetch=CHUNK, patience=PATIENCE if count else EMPTY)
+        last = await self._glance("last", prefetch=CHUNK, patience=PATIENCE if count else EMPTY + SLOW * took)
         if count and not last:
             raise ConnectionFailed(f"The event log {self.name!r} hands out nothing, though it holds {count} messages.")
         first = await self._glance("first", patience=PATIENCE) if last else []
@@ -162,15 +188,28 @@ class EventLog:
     async def place(self, begin: Offset) -> int:
         """The number of the first message from a place on; the log's end, if there is none yet. Raises as `span` does.
 
-        A time is rounded down, as `read` says.
+        A time is rounded down to a second.
         """
         span = await self.span()
         if isinstance(begin, int):
             return min(max(begin, span.first), span.end)
-        found = await self._glance(begin) if span.end else []
+        if begin == "next" or not span.end:
+            return span.end
+        if isinstance(begin, str) or begin.timestamp() < 1:
+            return span.first
+        asked = monotonic()
+        await self._glance("last", patience=PATIENCE)
+        found = await self._glance(begin, patience=EMPTY + SLOW * (monotonic() - asked))
         return found[0] if found else span.end
 
-    async def _glance(self, begin: Offset, *, prefetch: int = 1, patience: float = EMPTY) -> list[int]:
+    async def time_at(self, number: int) -> datetime | None:
+        """When the message with a number was published, as it says itself; None if it does not, or is not there."""
+        async with aclosing(self.read(number, end=number + 1)) as entries:
+            async for entry in entries:
+                return entry.time
+        return None
+
+    async def _glance(self, begin: Offset, *, patience: float, prefetch: int = 1) -> list[int]:
         """The numbers of what is handed out at once from a place on: the rest of a chunk comes before the goodbye."""
         arrived: list[Delivery] = []
         some = asyncio.Event()
@@ -186,16 +225,27 @@ class EventLog:
         await consumer.cancel()
         for delivery in arrived:
             await delivery.ack()
-        return [Entry(delivery, self._settings.handlings_exchange).offset or 0 for delivery in arrived]
+        return [delivery.number for delivery in arrived if delivery.number is not None]
 
-    async def read(self, begin: Offset = "first", *, end: int | None = None) -> AsyncGenerator[Entry]:
+    async def read(
+        self, begin: Offset = "first", *, end: int | None = None, in_hand: int = IN_HAND
+    ) -> AsyncGenerator[Entry]:
         """Its messages from a place on, up to before ``end``; without one for ever, as they come.
 
-        A time is rounded down: RabbitMQ begins some messages before. After a reconnect it goes on where it was.
+        After a reconnect it goes on where it was.
+
+        Args:
+            begin: a time is rounded down to a second.
+            end: a number, no later than the log's end.
+            in_hand: messages in memory at a time: few for one who reads slowly.
 
         Raises:
             ConnectionFailed: the log hands out nothing, though there should be something.
         """
+        if begin == "next" or (end is not None and not isinstance(begin, int)):
+            begin = await self.place(begin)  # so that a reconnect before the first message misses nothing
+        if end is not None and isinstance(begin, int) and begin >= end:
+            return
         arrived: deque[Delivery] = deque()
         waiting: asyncio.Future[None] | None = None
 
@@ -204,27 +254,27 @@ class EventLog:
             if waiting is not None and not waiting.done():
                 waiting.set_result(None)
 
-        if end is not None and isinstance(begin, int) and begin >= end:
-            return
-        consumer = await self._transport.consume(self.name, take, prefetch=IN_HAND, offset=begin, careful=False)
-        seen, entry = 0, None
+        consumer = await self._transport.consume(self.name, take, prefetch=in_hand, offset=begin, careful=False)
+        if end is None:
+            self._log.info("consuming", queue=self.name)
         try:
             while True:
                 if not arrived:
-                    if end is not None and entry is not None and (entry.offset or 0) >= end - 1:
-                        return
                     waiting = asyncio.get_running_loop().create_future()
                     await self._wait(waiting, patience=None if end is None else PATIENCE)
-                    continue
-                delivery = arrived.popleft()
-                entry = Entry(delivery, self._settings.handlings_exchange)
-                await delivery.ack()
-                seen += 1
-                if isinstance(begin, int) and seen <= IN_HAND and (entry.offset or begin) < begin:
-                    continue  # a chunk begins before
-                if end is not None and seen % LOOK_EVERY == 0 and (entry.offset or 0) >= end:
-                    return
-                yield entry
+                last = arrived[-1].number or 0
+                near = end is not None and last >= end - 1  # else none of these needs to be looked at
+                for _ in range(len(arrived)):
+                    delivery = arrived.popleft()
+                    await delivery.ack()
+                    if end is None or not near:
+                        yield Entry(delivery, self._handled_exchange)
+                        continue
+                    number = delivery.number or 0
+                    if number < end:
+                        yield Entry(delivery, self._handled_exchange)
+                    if number >= end - 1:
+                        return
         finally:
             await consumer.cancel()
             for delivery in arrived:

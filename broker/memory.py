@@ -137,6 +137,8 @@ class Server:
 class MemoryDelivery:
     """A delivery of a `Server`."""
 
+    number: int | None = None
+
     def __init__(
         self, server: Server, queue: StoredQueue, stored: Stored, consumer: MemoryConsumer, *, redelivered: bool
     ) -> None:
@@ -198,8 +200,9 @@ class MemoryConsumer:
         """Read a stream from where we are."""
         while self._position < len(queue.ready) and self.has_room:
             stored = queue.ready[self._position]
-            self._position += 1
             delivery = MemoryDelivery(self._server, queue, stored, self, redelivered=False)
+            delivery.number = self._position
+            self._position += 1
             queue.unacked.append(delivery)
             self.take(delivery)
 
@@ -262,6 +265,9 @@ class Memory:
 
     async def count(self, queue: str) -> int | None:
         return len(self._server.queues[queue].ready) if queue in self._server.queues else None
+
+    async def consumers(self, queue: str) -> int | None:
+        return len(self._server.queues[queue].consumers) if queue in self._server.queues else None
 
     def problems(self) -> list[str]:
         return [] if self._connected else ["not connected"]

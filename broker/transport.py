@@ -86,6 +86,10 @@ class Delivery(Protocol):
         """
 
     @property
+    def number(self) -> int | None:
+        """Its place in a stream; None: it came out of a queue."""
+
+    @property
     def redelivered(self) -> bool:
         """It was handed out before, and not settled."""
 
@@ -107,7 +111,8 @@ Receive = Callable[[Delivery], None]
 """Takes a delivery. Must not block and must not raise."""
 
 Offset = str | int | datetime
-"""Where in a stream to begin: ``"first"``, ``"next"``, a message's number, or a time (it begins a little before)."""
+"""Where in a stream to begin: ``"first"``, ``"next"``, a message's number, or a time: with what came then, to a second,
+and later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +223,9 @@ class Transport(Protocol):
 
     async def count(self, queue: str) -> int | None:
         """How many messages are ready in a queue; None if there is no such queue. Raises as `declare` does."""
+
+    async def consumers(self, queue: str) -> int | None:
+        """How many consume a queue; None if there is no such queue. Raises as `declare` does."""
 
     def problems(self) -> list[str]:
         """What is wrong right now, in words; empty when all is well."""

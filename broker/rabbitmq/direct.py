@@ -430,6 +430,10 @@ class DirectDelivery:
         self._settled = False
 
     @property
+    def number(self) -> int | None:
+        return frames.stream_number(self._delivered.properties)
+
+    @property
     def redelivered(self) -> bool:
         return self._delivered.redelivered
 

@@ -40,6 +40,7 @@ _METHOD = Struct(">IB").unpack_from  # and the byte after, which in Deliver is t
 _TAG = Struct(">QB").unpack_from
 _CODE = Struct(">H").unpack_from
 _TIMESTAMP = Struct(">Q").unpack_from
+_LONG = Struct(">I").unpack_from
 
 _pack_publish = Struct(">BHIIxx").pack
 _pack_settle = Struct(">BHIIQBB").pack
@@ -47,6 +48,11 @@ _pack_header = Struct(">BHIHxxQ").pack
 _pack_next = Struct(">BBHI").pack  # the end of a frame, and the beginning of the next
 _pack_flags = Struct(">H").pack
 _pack_timestamp = Struct(">Q").pack
+
+_STREAM_NUMBER = b"\x0fx-stream-offsetl"
+"""The header in which a stream says which of its messages this is, before the number."""
+_SIZES = dict(zip(b"tbBsuIifldTDV", (1, 1, 1, 2, 2, 4, 4, 4, 8, 8, 8, 5, 0), strict=True))
+"""Bytes of a header's value, by its type. Other types begin with their size."""
 
 _OCTET = [bytes((value,)) for value in range(256)]
 
@@ -398,6 +404,28 @@ def decode_properties(properties: bytes) -> dict[str, Any]:
         return _decoded(properties)
     except Exception as undecodable:
         raise ValueError(f"its properties cannot be decoded: {_why(undecodable)}") from None
+
+
+def stream_number(properties: bytes) -> int | None:
+    """The place in a stream of what it handed out, whatever else stands in the properties; None: out of a queue."""
+    try:
+        flags, at = properties[0] << 8 | properties[1], 2
+        for flag in (0x8000, 0x4000):  # content type and encoding come before the headers
+            if flags & flag:
+                at += 1 + properties[at]
+        if not flags & 0x2000:
+            return None
+        stop = at + 4 + _LONG(properties, at)[0]
+        at += 4
+        while at < stop:
+            if properties.startswith(_STREAM_NUMBER, at):
+                return int(_TIMESTAMP(properties, at + len(_STREAM_NUMBER))[0])
+            at += 1 + properties[at]
+            kind = properties[at]
+            at += 1 + (_SIZES[kind] if kind in _SIZES else 4 + _LONG(properties, at + 1)[0])
+    except (IndexError, struct.error):
+        pass
+    return None
 
 
 def _decoded(properties: bytes) -> dict[str, Any]:

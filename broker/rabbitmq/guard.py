@@ -29,6 +29,11 @@ def undecodable(frame: object) -> str | None:
     return getattr(frame, "undecodable", None)
 
 
+def undecodable_bytes(header: object) -> bytes | None:
+    """The properties of a header that could not be decoded."""
+    return getattr(header, "undecodable_bytes", None)
+
+
 def _guarded_header(header: ContentHeader, data: bytes) -> None:
     try:
         _decode_header(header, data)
@@ -37,6 +42,7 @@ def _guarded_header(header: ContentHeader, data: bytes) -> None:
         header.class_id, header.weight, header.body_size = struct.unpack(">HHQ", data[:12])
         header.properties = blank.properties
         header.undecodable = f"its properties cannot be decoded: {_short(error)}"  # type: ignore[attr-defined]
+        header.undecodable_bytes = data[12:]  # type: ignore[attr-defined]
 
 
 def _guarded_delivery(delivery: Basic.Deliver, data: bytes) -> None:

@@ -16,6 +16,7 @@ from pamqp import commands as amqp
 from broker.errors import Malformed, PublishRefused, Unroutable
 from broker.rabbitmq import guard
 from broker.rabbitmq.answers import SETTLING, at_last, late, message_of, refusal
+from broker.rabbitmq.frames import stream_number
 from broker.rabbitmq.link import FAILURES, Link, reason, uncancelled
 from broker.transport import Message, Receive, Waiter, tell
 
@@ -124,6 +125,14 @@ class PlainDelivery:
 
     _channel: AbstractChannel
     _delivered: DeliveredMessage
+
+    @property
+    def number(self) -> int | None:
+        raw = guard.undecodable_bytes(self._delivered.header)
+        if raw is not None:
+            return stream_number(raw)
+        number = (self._delivered.header.properties.headers or {}).get("x-stream-offset")
+        return number if isinstance(number, int) else None
 
     @property
     def redelivered(self) -> bool:

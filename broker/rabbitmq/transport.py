@@ -9,9 +9,9 @@ from uuid import uuid4
 
 from aiormq.abc import AbstractChannel
 from aiormq.exceptions import ChannelNotFoundEntity, ConnectionInternalError
+from pamqp import commands as amqp
 from structlog.typing import FilteringBoundLogger
 
-from broker.errors import Malformed
 from broker.logs import logger
 from broker.rabbitmq import guard
 from broker.rabbitmq.answers import refusal
@@ -104,10 +104,18 @@ class RabbitMQ:
             await apply(self._consuming, self._shared | self._topology)
 
     async def count(self, queue: str) -> int | None:
+        found = await self._look_at(queue)
+        return found.message_count if found is not None else None
+
+    async def consumers(self, queue: str) -> int | None:
+        found = await self._look_at(queue)
+        return found.consumer_count if found is not None else None
+
+    async def _look_at(self, queue: str) -> amqp.Queue.DeclareOk | None:
         await self._publishing.channel()
         try:
             async with self._publishing.scratch() as channel:
-                return (await channel.queue_declare(queue, passive=True)).message_count
+                return await channel.queue_declare(queue, passive=True)
         except ChannelNotFoundEntity:
             return None
         except FAILURES as error:
@@ -169,8 +177,8 @@ class RabbitMQ:
                 await consumer.start(self._consumed(channel))
             except FAILURES as error:
                 raise translate(error, self._settings.hosts[0]) from None
-        tell = self._log.info if offset is None else self._log.debug  # a log is looked into again and again
-        tell("consuming", queue=queue)
+        if offset is None:  # a stream is looked into again and again
+            self._log.info("consuming", queue=queue)
         return consumer
 
     async def _start_consumers(self, channel: AbstractChannel) -> None:
@@ -238,10 +246,8 @@ class RabbitMQConsumer:
     @property
     def _offset(self) -> Offset | None:
         """Where in a stream to begin: behind the last that was delivered."""
-        if self._latest is not None:
-            with contextlib.suppress(Malformed, KeyError):
-                return int(str(self._latest.message.headers["x-stream-offset"])) + 1
-        return self._taking.offset
+        latest = self._latest.number if self._latest is not None else None
+        return self._taking.offset if latest is None else latest + 1
 
     @property
     def _wanted(self) -> tuple[int, str]:
@@ -285,7 +291,8 @@ class RabbitMQConsumer:
         self._cancelled = True
         async with self._turning:
             if self._channel is not None and not self._channel.channel.is_closed:
-                with contextlib.suppress(*FAILURES), uncancelled():
+                # aiormq raises a bare Exception when the channel closes under a request
+                with contextlib.suppress(Exception), uncancelled():
                     async with asyncio.timeout(2):
                         await self._channel.cancel(self._tag)
 

@@ -20,6 +20,7 @@ from pamqp.heartbeat import Heartbeat
 
 from broker.rabbitmq import frames
 from broker.rabbitmq.frames import Delivered, FrameError, Splitter, decode_properties
+from tests.fuzz import hostile as anything
 
 FRAME_MAX = 64
 """Small, so that bodies need several frames."""
@@ -676,6 +677,37 @@ def test_properties_are_decoded_as_pamqp_does_or_refused(flags: int, rest: bytes
     its_own = {name: value for name, value in header.properties if name in decoded}
     assert repr(decoded) == repr(its_own)  # not a number equals itself as text
     assert all(name in decoded or not value for name, value in header.properties)
+
+
+NUMBER = b"\x0fx-stream-offsetl"
+TEXTS = st.binary(max_size=30) | st.just(NUMBER + bytes(8))
+FIELDS = anything.values(anything.SIZES | anything.DECIMAL) | TEXTS.map(lambda text: b"S" + anything.long(text))
+
+
+@given(
+    before=st.dictionaries(TEXTS, FIELDS, max_size=4),
+    number=st.integers(0, 2**63 - 1),
+    after=st.dictionaries(TEXTS, FIELDS, max_size=4),
+    kind=st.none() | TEXTS,
+    message_id=TEXTS,
+)
+def test_a_streams_number_is_found_among_what_anybody_may_send(
+    before: dict[bytes, bytes], number: int, after: dict[bytes, bytes], kind: bytes | None, message_id: bytes
+) -> None:
+    its, others = (
+        NUMBER + struct.pack(">Q", number),
+        [b"".join(anything.short(name) + value for name, value in fields.items()) for fields in (before, after)],
+    )
+    flags = 0x2080 | (0 if kind is None else 0x8000)
+    first = b"" if kind is None else anything.short(kind)
+    table = anything.long(its.join(others))
+    assert frames.stream_number(struct.pack(">H", flags) + first + table + anything.short(message_id)) == number
+
+
+@given(its=st.binary(max_size=80))
+def test_what_comes_out_of_a_queue_has_no_number(its: bytes) -> None:
+    assert frames.stream_number(its) is None
+    assert frames.stream_number(frames.properties(content_type="a", headers={"b": its.hex()})) is None
 
 
 def test_all_properties_are_decoded() -> None:
