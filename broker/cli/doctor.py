@@ -18,7 +18,7 @@ from broker.cli.common import EXIT_CODES, AsJson, From, app, out, printable, set
 from broker.errors import ContractError
 from broker.tools import mending
 from broker.tools.doctor import LOOKED_AT, Report, diagnose, examine
-from broker.tools.snapshot import SEVERITIES, Finding, Severity, Snapshot
+from broker.tools.snapshot import SEVERITIES, Finding, Severity, Snapshot, some
 
 COLOURS: dict[Severity, str] = {"problem": "bold red", "warning": "yellow", "note": "dim"}
 WIDEST = 110
@@ -77,6 +77,8 @@ def doctor(
     if as_json:
         print(json.dumps(report.as_json() | changed, indent=2))  # noqa: T201
     else:
+        if fix or prune:
+            out().print()
         show(report)
     if report.count("problem") or (strict and report.count("warning")):
         raise typer.Exit(1)
@@ -101,11 +103,12 @@ def pruning(seen: Snapshot, *, yes: bool, as_json: bool) -> mending.Pruned:
     if not yes:
         if not sys.stdin.isatty():
             raise ContractError(f"{len(todo.steps)} things would be removed. Say --yes if so. Nothing was.")
-        if not typer.confirm("Do that?", err=as_json):
+        if not typer.confirm("Remove them?", err=as_json):
             console.print("Nothing was removed.")
             return mending.Pruned(kept=list(todo.kept))
-    with busy("removing"):
-        done = wait_for(mending.prune(seen, todo, teller(as_json=as_json)))
+    if todo.queues:
+        console.print(Text(f"In {mending.REPORTED:.0f} s RabbitMQ will have told of all that is in hand.", "dim"))
+    done = wait_for(mending.prune(seen, todo, teller(as_json=as_json)))
     done.kept[:0] = todo.kept
     return done
 
@@ -135,8 +138,7 @@ def show(report: Report) -> None:
     console, seen = out(), report.snapshot
     width = min(console.width, WIDEST)
     version = f"RabbitMQ {seen.version}" if seen.version else "No RabbitMQ"
-    count = len(seen.services or ())
-    head = f"{version} at {seen.settings.server} · {count} service{'s' * (count != 1)} in the code"
+    head = f"{version} at {seen.settings.server} · {some(len(seen.services or ()), 'service')} in the code"
     lines = [*wrapped(head, width, "", "dim"), Text()]
     for _, same in groupby(report.findings, key=lambda it: (it.severity, it.check, it.why)):
         lines += [*finding(list(same), width), Text()]
@@ -170,7 +172,7 @@ def wrapped(text: str, width: int, indent: str, style: str) -> list[Text]:
 def summary(report: Report) -> Text:
     """How many of what."""
     counts = [(severity, report.count(severity)) for severity in SEVERITIES]
-    told = ", ".join(f"{count} {severity}{'s' * (count > 1)}" for severity, count in counts if count)
+    told = ", ".join(some(count, severity) for severity, count in counts if count)
     if report.count("problem"):
         return Text(f"{told}.", "red")
     if not told:

@@ -12,7 +12,7 @@ from broker.tools.drift import FIX, LEFT_OVER, check_leftovers, check_topology, 
 from broker.tools.policies import check_limits, check_policies, size
 from broker.tools.rights import CHECK as PERMISSIONS
 from broker.tools.rights import check_permissions
-from broker.tools.snapshot import Door, Finding, Logged, Severity, Snapshot
+from broker.tools.snapshot import Door, Finding, Logged, Severity, Snapshot, some
 from broker.tools.status import MANY
 
 OLDEST = (3, 10)
@@ -56,6 +56,21 @@ def check_connection(snapshot: Snapshot) -> Iterator[Finding]:
         why = "Nothing is published or handled under this login."
         yield Finding("problem", check, f"AMQP: {amqp.why}", why, commands.get(amqp.trouble, ()))
     yield from _management(snapshot)
+    yield from _two_places(snapshot)
+
+
+def _two_places(snapshot: Snapshot) -> Iterator[Finding]:
+    """Management of another RabbitMQ than the one we publish to is worse than none."""
+    clusters = {door.cluster for door in snapshot.doors if door.cluster}
+    management = snapshot.management
+    if len(clusters) > 1:
+        what = f"AMQP: the hosts in BROKER_URL are not one cluster: {', '.join(sorted(clusters))}."
+        why = "A process is connected to one or the other, and sees nothing of the rest."
+        yield Finding("problem", "connection", what, why, ("rabbitmqctl cluster_status",))
+    elif clusters and management is not None and management.cluster and management.cluster not in clusters:
+        what = f"AMQP is the cluster {clusters.pop()!r}, management at {management.address} is {management.cluster!r}."
+        why = "What is said below, and by `broker status` and `broker map`, is not of the RabbitMQ that services use."
+        yield Finding("problem", "connection", what, why, ("rabbitmqctl cluster_status",))
 
 
 def _closed(door: Door, severity: Severity) -> Iterator[Finding]:
@@ -246,7 +261,7 @@ def check_consumers(snapshot: Snapshot) -> Iterator[Finding]:
         run = snapshot.run(service.name)
         activity = (snapshot.activity or {}).get(service.name)
         if queue.consumers == 0 and queue.ready:
-            what = f"{service.name}: nobody consumes its queue, and {queue.ready} events wait."
+            what = f"{service.name}: nobody consumes its queue, which holds {some(queue.ready, 'event')}."
             yield Finding("problem", "consumers", what, "No process of it runs, or none is connected.", (run,))
         elif queue.consumers == 0:
             what = f"{service.name}: nobody consumes its queue."
@@ -270,7 +285,7 @@ def check_dead_letters(snapshot: Snapshot) -> Iterator[Finding]:
         service = name.removesuffix(".dead")
         known = any(it.name == service for it in snapshot.listening)
         if count and name.endswith(".dead") and (known or maker(queue) == service):
-            what = f"{service} has {count} dead letter{'s' * (count > 1)}."
+            what = f"{service} has {some(count, 'dead letter')}."
             why = "What it could not handle. Mend the cause, then `broker dead redrive` sends it back."
             yield Finding("warning", "dead letters", what, why, (f"broker dead show {service}",))
 

@@ -159,6 +159,7 @@ async def _enter(management: Management, settings: Settings) -> Access:
     at, user = management.address, management.user
     try:
         await management.whoami()
+        return Access(at, user, cluster=await management.cluster())
     except ConnectionFailed as error:
         cause = error.__cause__
         why = str(cause) or type(cause).__name__
@@ -169,7 +170,6 @@ async def _enter(management: Management, settings: Settings) -> Access:
         return Access(at, user, "tag" if no_tag else "login", told[1] if told else "refused")
     except BrokerError as error:
         return Access(at, user, "other", str(error))
-    return Access(at, user)
 
 
 async def _ask_all(management: Management, it: Snapshot) -> Snapshot:
@@ -182,7 +182,8 @@ async def _ask_all(management: Management, it: Snapshot) -> Snapshot:
         except AccessRefused as error:
             unknown[check] = f"the user {management.user!r} has not the tag {tag!r}" if tag else str(error)
         except BrokerError as error:
-            unknown[check] = str(error)
+            absent = "status 404" in str(error)
+            unknown[check] = f"management knows no virtual host {it.vhost!r}" if absent else str(error)
         return None
 
     queues = await known("topology", management.queues())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from datetime import UTC, datetime
 from itertools import product
@@ -31,7 +32,7 @@ async def ring(url: str) -> Door:
     greeting, expires, why = await _greet(host, port, context)
     told = version_in(greeting)
     if told is not None:
-        return Door(address, told, expires=expires)
+        return Door(address, told, expires=expires, cluster=_cluster(greeting))
     said, instead = await _why_not(host, port, why, tls=tls)
     return Door(address, why=said, instead=instead)
 
@@ -84,6 +85,12 @@ async def _greet(
     ends = certificate.get("notAfter")
     now = datetime.now(UTC).timestamp()
     return said, (ssl.cert_time_to_seconds(ends) - now) / 86400 if ends else None, None
+
+
+def _cluster(greeting: bytes) -> str:
+    found = re.search(rb"\x0ccluster_nameS\x00\x00(..)", greeting, re.DOTALL)
+    length = int.from_bytes(found[1], "big") if found else 0
+    return greeting[found.end() : found.end() + length].decode(errors="replace") if found else ""
 
 
 async def elsewhere(address: str, host: str) -> str:

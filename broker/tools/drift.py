@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from broker.errors import ContractError
 from broker.retry import Delay
 from broker.service import Service
-from broker.tools.snapshot import Finding, Snapshot
+from broker.tools.snapshot import Finding, Snapshot, some
 from broker.topology import (
     SERVICE_NAME,
     Binding,
@@ -313,7 +313,7 @@ def check_leftovers(snapshot: Snapshot) -> Iterator[Finding]:
             yield Finding("warning", LEFT_OVER, what, why, (PRUNE,))
     for queue in found.retries:
         service, _, delay = queue.name.partition(RETRY)
-        waits = f", and {queue.ready} events wait in it" if queue.ready else ""
+        waits = f", and it holds {some(queue.ready, 'event')}" if queue.ready else ""
         what = f"{queue.name}: no ladder of {service} has the delay {delay} any more{waits}."
         why = "They come back when their time is up. Then it is empty for good." if waits else "It stays empty."
         yield Finding("note", LEFT_OVER, what, why, (PRUNE,))
@@ -337,4 +337,5 @@ def _orphan(snapshot: Snapshot, it: Orphan) -> Finding:
         f"good, delete what waits with `{snapshot.control('purge_queue', it.name)}` (the event log keeps it); then "
         f"`{PRUNE}`."
     )
-    return Finding("problem", LEFT_OVER, f"{nobody}, and {it.waiting} events wait in its queue.", why, (elsewhere,))
+    what = f"{nobody}, and its queue holds {some(it.waiting, 'event')}."
+    return Finding("problem", LEFT_OVER, what, why, (elsewhere,))

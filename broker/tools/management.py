@@ -212,6 +212,7 @@ class TopicPermission(_Answer):
 
 class _Overview(_Answer):
     rabbitmq_version: str
+    cluster_name: str = ""
 
 
 _QUEUES = TypeAdapter(list[Queue])
@@ -269,6 +270,10 @@ class Management:
     async def version(self) -> str:
         """RabbitMQ's version, such as ``4.0.5``."""
         return _Overview.model_validate_json(await self._get("/overview")).rabbitmq_version
+
+    async def cluster(self) -> str:
+        """The name of RabbitMQ's cluster, which it has also when it is a single node."""
+        return _Overview.model_validate_json(await self._get("/overview")).cluster_name
 
     async def queues(self) -> list[Queue]:
         """All queues and streams of the virtual host."""

@@ -1,22 +1,21 @@
 """What `broker doctor` may change: it declares what the code declares and is missing, and removes what is left over.
 
-No queue is deleted that holds anything or is consumed. It is looked at before, cut off from everything that could bring
-something, looked at again when RabbitMQ has had the time to report what is unacknowledged, and a last time in the
-moment before it is deleted. Whatever stays is bound again.
+No queue is deleted that holds anything or is consumed. It is looked at before, and again when RabbitMQ has had the time
+to report what is unacknowledged; then it is cut off from everything that could bring something, and looked at a last
+time in the moment before it is deleted. If it stays after all, it is bound again at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from broker.errors import AccessRefused, BrokerError, TopologyConflict
 from broker.tools.drift import Orphan, leftovers, missing
-from broker.tools.snapshot import Snapshot
+from broker.tools.snapshot import Snapshot, some
 from broker.topology import Topology, dead_queue
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ class Plan:
 def plan(snapshot: Snapshot) -> Plan:
     """What may be removed, as far as it is known now. Without the code, or RabbitMQ's list of queues, nothing."""
     found = leftovers(snapshot)
-    queues, kept = [], []
+    queues, exchanges, kept = [], [], []
     for retry in found.retries:
         why = busy(retry)
         kept.append(f"{retry.name}: {why}") if why else queues.append(retry.name)
@@ -101,8 +100,8 @@ def plan(snapshot: Snapshot) -> Plan:
         going, staying = _sorted_out(orphan)
         queues += going
         kept += staying
-    exchanges = tuple(orphan.name for orphan in found.orphans if orphan.exchange)
-    return Plan(found.bindings, tuple(queues), exchanges, tuple(kept))
+        exchanges += [orphan.name] if orphan.exchange and not staying else []
+    return Plan(found.bindings, tuple(queues), tuple(exchanges), tuple(kept))
 
 
 def _sorted_out(orphan: Orphan) -> tuple[list[str], list[str]]:
@@ -148,7 +147,7 @@ def busy(queue: Queue) -> str:
     if queue.consumers:
         return "it has a consumer"
     count = queue.ready + queue.unacked
-    return f"it holds {count} message{'s' * (count > 1)}" if count else ""
+    return f"it holds {some(count, 'message')}" if count else ""
 
 
 @dataclass(slots=True)
@@ -169,77 +168,81 @@ async def prune(snapshot: Snapshot, todo: Plan, tell: Tell) -> Pruned:
     from broker.rabbitmq.probe import probing  # those who use aio-pika import it
     from broker.tools.management import Management  # httpx takes a while to import
 
-    done = Pruned()
     async with probing(snapshot.settings, "doctor --prune") as probe, Management.of(snapshot.settings) as management:
+        pruning = _Pruning(probe, management, tell)
         for it in todo.bindings:
             await probe.unbind(it.destination, it.source, it.key, it.arguments)
-            _removed(done, f"unbound {it.destination!r} from {it.source!r}, key {it.key!r}", tell)
+            pruning.removed(f"unbound {it.destination!r} from {it.source!r}, key {it.key!r}")
         if todo.queues:
-            async with _cut_off(probe, await management.bindings(), todo.queues, tell) as cut:
-                await asyncio.sleep(REPORTED)
-                await _delete(probe, management, todo.queues, done, cut, tell)
+            await asyncio.sleep(REPORTED)
+        for name in todo.queues:
+            await pruning.delete(name)
         there = {queue.name for queue in await management.queues()}
         for name in todo.exchanges:
             if not any(queue == name or queue.startswith(f"{name}.") for queue in there):
-                gone = await probe.delete_unused(name)
-                _removed(done, f"deleted the exchange {name!r}", tell) if gone else None
-    return done
+                await pruning.delete_exchange(name)
+    return pruning.done
 
 
-def _removed(done: Pruned, said: str, tell: Tell) -> None:
-    done.removed.append(said)
-    tell(said)
+class _Pruning:
+    """Removes one thing after the other."""
 
+    def __init__(self, probe: Probe, management: Management, tell: Tell) -> None:
+        self._probe = probe
+        self._management = management
+        self._tell = tell
+        self._staying = Staying()
+        self.done = Pruned(kept=self._staying.reasons)
 
-@asynccontextmanager
-async def _cut_off(
-    probe: Probe, bindings: Iterable[Binding], queues: Iterable[str], tell: Tell
-) -> AsyncIterator[dict[str, list[Binding]]]:
-    """Take all bindings from queues; in the end those that are still noted are bound again."""
-    cut: dict[str, list[Binding]] = defaultdict(list)
-    try:
-        for it in bindings:
-            if it.destination_type == "queue" and it.destination in queues:
-                cut[it.destination].append(it)
-                await probe.unbind(it.destination, it.source, it.key, it.arguments)
-        yield cut
-    finally:
-        for it in [binding for kept in cut.values() for binding in kept]:
-            try:
-                await probe.bind(it.destination, it.source, it.key, it.arguments)
-            except BrokerError as error:
-                tell(f"not bound again, do it by hand: {it.destination!r} to {it.source!r} by {it.key!r}: {error}")
+    def removed(self, said: str) -> None:
+        """Note what was done."""
+        self.done.removed.append(said)
+        self._tell(said)
 
-
-async def _delete(  # noqa: PLR0913, PLR0917  (what it does it with, and what it tells)
-    probe: Probe,
-    management: Management,
-    queues: Iterable[str],
-    done: Pruned,
-    cut: dict[str, list[Binding]],
-    tell: Tell,
-) -> None:
-    counted: Mapping[str, Queue] = {queue.name: queue for queue in await management.queues()}
-    staying = Staying()
-    for name in queues:
-        queue = counted.get(name)
-        if queue is None:  # somebody else was faster
-            cut.pop(name, None)
-            continue
-        why = busy(queue) or staying.hindrance(name)
+    async def delete(self, name: str) -> None:
+        """Delete a queue, if it is still idle."""
+        counted = {queue.name: queue for queue in await self._management.queues()}
+        if name not in counted:
+            return  # somebody else was faster
+        why = busy(counted[name]) or self._staying.hindrance(name)
         if not why:
-            why = _busy_now(await probe.delete_idle(name))
+            async with self._cut_off(name) as cut:
+                why = _busy_now(await self._probe.delete_idle(name))
+                if not why:
+                    cut.clear()
         if why:
-            staying.add(name, why)
-            tell(f"kept {name!r}: {why}")
-            continue
-        cut.pop(name, None)
-        _removed(done, f"deleted the queue {name!r}", tell)
-    done.kept += staying.reasons
+            self._staying.add(name, why)
+            self._tell(f"kept {name!r}: {why}")
+        else:
+            self.removed(f"deleted the queue {name!r}")
+
+    async def delete_exchange(self, name: str) -> None:
+        """Delete an exchange, if nothing is bound to it."""
+        if await self._probe.delete_unused(name):
+            self.removed(f"deleted the exchange {name!r}")
+
+    @asynccontextmanager
+    async def _cut_off(self, queue: str) -> AsyncIterator[list[Binding]]:
+        """Take all bindings from a queue; in the end those that are still noted are bound again."""
+        bindings = [
+            it for it in await self._management.bindings() if it.destination_type == "queue" and it.destination == queue
+        ]
+        cut: list[Binding] = []
+        try:
+            for it in bindings:
+                cut.append(it)
+                await self._probe.unbind(queue, it.source, it.key, it.arguments)
+            yield cut
+        finally:
+            for it in cut:
+                try:
+                    await self._probe.bind(queue, it.source, it.key, it.arguments)
+                except BrokerError as error:
+                    self._tell(f"not bound again, do it by hand: {queue!r} to {it.source!r} by {it.key!r}: {error}")
 
 
 def _busy_now(depth: Depth | None) -> str:
     """Why it was not deleted."""
     if depth is None or depth == (0, 0):
         return ""
-    return "it has a consumer" if depth.consumers else f"it holds {depth.ready} messages"
+    return "it has a consumer" if depth.consumers else f"it holds {some(depth.ready, 'message')}"

@@ -34,7 +34,7 @@ class Target:
 Effect: TypeAlias = tuple[Severity, str]
 EFFECTS: dict[tuple[str, Role], Effect] = {
     ("message-ttl", "queue"): ("problem", "What waits longer is dead-lettered before any handler has seen it."),
-    ("message-ttl", "dead letters"): ("problem", "Dead letters are deleted when they are older."),
+    ("message-ttl", "dead letters"): ("problem", "Dead letters that are older are deleted."),
     ("message-ttl", "retry queue"): ("warning", "Retries come sooner than the ladder says."),
     ("max-length", "queue"): ("problem", "When it is full, publishing is refused, to everybody."),
     ("max-length", "dead letters"): ("problem", "When there are more, the oldest are deleted."),

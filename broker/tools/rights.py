@@ -164,20 +164,34 @@ def check_permissions(snapshot: Snapshot) -> Iterator[Finding]:
             yield from _too_little(snapshot, service, user)
     for user in sorted({user for users in used.values() for user in users}):
         yield from _too_much(snapshot, user, [name for name, users in used.items() if user in users])
-    own = snapshot.amqp.user if snapshot.amqp is not None else ""
-    if own in snapshot.rights and snapshot.listening and not any(own in users for users in used.values()):
+    own, rights = _own(snapshot)
+    if rights is not None and snapshot.listening and not any(_could_be(it, rights) for it in snapshot.listening):
         what = f"The user {own!r} can run none of the services in the code: it may declare the queue of none."
         yield Finding("note", CHECK, what, "That is as it should be for somebody who only looks.")
 
 
+def _own(snapshot: Snapshot) -> tuple[str, Rights | None]:
+    """The user of our own connection."""
+    user = snapshot.amqp.user if snapshot.amqp is not None else ""
+    return user, snapshot.rights.get(user)
+
+
+def _could_be(service: Service, rights: Rights) -> bool:
+    """Whether the user is made for this service, among others perhaps."""
+    return bool(rights.allows(Right("configure", service.name, service=service.name)))
+
+
 def _users(snapshot: Snapshot) -> Iterator[tuple[str, frozenset[str]]]:
-    """As whom each service works: as its connections say; else as we do, if that may be."""
-    own = snapshot.amqp.user if snapshot.amqp is not None else ""
-    rights = snapshot.rights.get(own)
+    """As whom each service works, as its connections say; and our own user, if it is made for the service.
+
+    A user that may do everything is taken for a service's only where nobody else is.
+    """
+    own, rights = _own(snapshot)
     for service in snapshot.services or ():
         users = snapshot.users.get(service.name, frozenset())
-        if not users and rights is not None and service.handlers:
-            users = frozenset([own] if rights.allows(Right("configure", service.name, service=service.name)) else [])
+        if rights is not None and service.handlers and _could_be(service, rights):
+            everywhere = rights.allows(Right("configure", STRANGER))
+            users = users if users and everywhere else users | {own}
         if users:
             yield service.name, users
 

@@ -55,6 +55,7 @@ class Door:
         why: why none does.
         instead: the beginning of an address that would: ``amqps://``.
         expires: days until its certificate ends, if it has one.
+        cluster: the name of RabbitMQ's cluster.
     """
 
     address: str
@@ -62,6 +63,7 @@ class Door:
     why: str = ""
     instead: str = ""
     expires: float | None = None
+    cluster: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class Access:
             or not for this user. ``tag``: the user has no tag for management. ``other``: ``why`` says.
         why: what was answered.
         instead: an address where somebody does answer.
+        cluster: the name of RabbitMQ's cluster.
     """
 
     address: str = ""
@@ -80,6 +83,7 @@ class Access:
     trouble: Literal["", "silent", "login", "vhost", "tag", "other"] = ""
     why: str = ""
     instead: str = ""
+    cluster: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +183,11 @@ class Snapshot:
         for binding in self.bindings or ():
             if binding.destination_type == "queue" and binding.destination == queue:
                 yield binding
+
+
+def some(count: int, what: str) -> str:
+    """So many of it, for people: ``1 event``, ``2 events``."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def vhost_of(settings: Settings) -> str:
