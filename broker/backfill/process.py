@@ -25,6 +25,8 @@ from broker.transport import Delivery, Transport
 
 PATIENCE = 30.0
 """Seconds for a message that is known to be there."""
+LOOKED_AT = 5.0
+"""Seconds for one that somebody may be looking at just now, or that a killed process held."""
 ANOTHER = "another process backfills this service"
 
 
@@ -263,7 +265,7 @@ class Backfill:
 
         consumer = await own.consume(self._queue, take, prefetch=100, careful=False)
         with suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE if count else AGAIN):
+            async with asyncio.timeout(PATIENCE if count else LOOKED_AT):
                 await some.wait()
         await consumer.cancel()
         if count and not written:

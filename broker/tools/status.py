@@ -10,14 +10,18 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
+from broker.backfill.note import Note
 from broker.errors import BrokerError, ContractError, near_miss
 from broker.retry import Delay
 from broker.tools.discover import locate_services
-from broker.topology import SERVICE_NAME, dead_queue
+from broker.topology import SERVICE_NAME, backfill_lock, backfill_queue, dead_queue
 
 if TYPE_CHECKING:
     from broker.tools.management import Activity, Management, Message, Queue, Sample
@@ -41,6 +45,18 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
+class Backfilling:
+    """An unfinished backfill: how much of the event log is done, of how much, and whether a process is at it."""
+
+    done: int
+    of: int | None
+    running: bool
+
+    def __str__(self) -> str:
+        return f"{self.done:,} of {self.of:,}" if self.of is not None else f"{self.done:,}"
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceStatus:
     """How one service stands.
 
@@ -56,6 +72,7 @@ class ServiceStatus:
         error: the most frequent error among the oldest dead letters, else among what waits.
         error_count: how often that was.
         paused: until when and why, if a process of it is.
+        backfill: if it is unfinished.
     """
 
     service: str
@@ -70,11 +87,12 @@ class ServiceStatus:
     error: str | None = None
     error_count: int = 0
     paused: str | None = None
+    backfill: Backfilling | None = None
 
     @property
     def stopped(self) -> bool:
-        """Nobody consumes its queue."""
-        return self.consumers == 0
+        """Nobody consumes its queue, and nobody is about to."""
+        return self.consumers == 0 and not (self.backfill and self.backfill.running)
 
     @property
     def falling_behind(self) -> bool:
@@ -99,6 +117,7 @@ class ServiceStatus:
             "error": self.error,
             "error_count": self.error_count,
             "paused": self.paused,
+            "backfill": asdict(self.backfill) if self.backfill is not None else None,
         }
 
 
@@ -214,7 +233,20 @@ async def _service(management: Management, name: str, snapshot: Snapshot) -> Ser
         error=error,
         error_count=count,
         paused=next((match[1] for tag in tags if (match := PAUSED.search(tag))), None),
+        backfill=await _backfill(management, name, snapshot),
     )
+
+
+async def _backfill(management: Management, name: str, snapshot: Snapshot) -> Backfilling | None:
+    queue = backfill_queue(name)
+    if queue not in snapshot.queues:
+        return None
+    running = backfill_lock(name) in snapshot.queues
+    for message in await management.peek(queue, 1):
+        with suppress(ValidationError):
+            note = Note.model_validate_json(message.body)
+            return Backfilling(note.next - note.first, note.end - note.first if note.end is not None else None, running)
+    return Backfilling(0, None, running)
 
 
 def _waiting(queue: Queue, head: Iterable[Message]) -> Waiting:

@@ -52,6 +52,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
         "reading.NOTE_EVERY": 0.1,
         "reading.AGAIN": 0.1,
         "process.AGAIN": 0.1,
+        "process.LOOKED_AT": 0.3,
     }.items():
         monkeypatch.setattr(f"broker.backfill.{name}", seconds)
     monkeypatch.setattr("broker.eventlog.EMPTY", 0.3)

@@ -8,12 +8,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from broker import Reject, Retry, Service
+from broker.backfill.note import Note
 from broker.copies import Failure, copy
 from broker.errors import ContractError
+from broker.rabbitmq.lock import locked
 from broker.retry import Delay
 from broker.tools.management import Management, Sample
-from broker.tools.status import ServiceStatus, Status, Waiting, oldest, read_status
-from broker.topology import retry_queue, retry_topology, service_topology
+from broker.tools.status import Backfilling, ServiceStatus, Status, Waiting, oldest, read_status
+from broker.topology import backfill_lock, backfill_topology, retry_queue, retry_topology, service_topology
 from tests.conformance.worlds import World
 from tests.parcels import ParcelWeighed, message, weighed
 from tests.waiting import until
@@ -166,6 +168,26 @@ async def test_what_rabbitmq_moved_by_itself_is_named(world: World, management: 
             return (found.error, found.error_count) == ("Malformed", 1)
 
         await until(named, timeout=20)
+
+
+async def test_an_unfinished_backfill_says_how_far_it_is(world: World, management: Management) -> None:
+    transport = await world.transport(declare=PACKING | backfill_topology("packing"))
+    note = Note(first=100, next=1600, begun=1700, seam=5000)
+
+    async def found(done: int, of: int | None, *, running: bool) -> ServiceStatus | None:
+        (it,) = (await read_status(management)).services
+        return it if it.backfill == Backfilling(done, of, running) else None
+
+    await until(lambda: found(0, None, running=False), timeout=30)
+    await transport.publish(note.message("packing"), mandatory=True, timeout=5)
+    await until(lambda: found(1500, None, running=False), timeout=30)
+    await transport.publish(note.but(next=2600, end=5100).message("packing"), mandatory=True, timeout=5)
+    unfinished = await until(lambda: found(2500, 5000, running=False), timeout=30)
+    assert unfinished.stopped
+    assert unfinished.as_json()["backfill"] == {"done": 2500, "of": 5000, "running": False}
+    assert str(unfinished.backfill) == "2,500 of 5,000"
+    async with locked(backfill_lock("packing"), world.settings(), refusal="held"):
+        assert not (await until(lambda: found(2500, 5000, running=True), timeout=30)).stopped
 
 
 async def test_a_service_that_is_not_there_is_named_with_the_near_miss(world: World, management: Management) -> None:
