@@ -262,6 +262,11 @@ def test_a_beginning_that_the_log_does_not_hold_any_more() -> None:
     assert told.notes[0] == "Its beginning is not in the event log, which reaches back to 2026-07-01 12:00:01 UTC only."
 
 
+def test_a_story_whose_id_somebody_chose_lacks_no_beginning() -> None:
+    tale = Tale(crm=["#"]).event("a request", name="Order Cancelled")
+    assert tale.told().notes == ()
+
+
 def test_when_nobody_knows_who_has_subscribed() -> None:
     (note,) = Tale().event().told().notes
     assert note.startswith("Who else has subscribed is not known")
