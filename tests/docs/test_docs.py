@@ -18,6 +18,7 @@ from broker import BrokerError, Settings
 from broker.retry import Delay
 from broker.tools.discover import find_services
 from broker.topology import (
+    backfill_topology,
     operator_permissions,
     publisher_permissions,
     retry_topology,
@@ -93,6 +94,7 @@ def test_a_function_that_a_page_names_exists(name: str) -> None:
 def test_the_arguments_of_queues_are_those_declared() -> None:
     page = (ROOT / "docs/topology.md").read_text()
     packing = service_topology("packing", ["order.placed"], "events") | retry_topology("packing", Delay.parse("1s"))
+    packing |= backfill_topology("packing")
     for queue in (shared_topology(Settings()) | packing).queues:
         (row,) = [row for row in page.splitlines() if f"| `{queue.name}`" in row and "x-queue-type" in row]
         assert re.findall(r"`(x-[^`]+)`", row) == [f"{name}={value}" for name, value in queue.arguments.items()]
@@ -105,6 +107,10 @@ def test_the_permissions_are_those_computed() -> None:
         ('publishes "New Order Placed"', publisher_permissions(Settings(), placed)),
         ("looks at packing's dead letters and sends them back", operator_permissions("packing")),
         ("the service packing", service_permissions("packing", Settings(), patterns=placed, publishes=packed)),
+        (
+            "the service packing, if it backfills",
+            service_permissions("packing", Settings(), patterns=placed, publishes=packed, backfill=True),
+        ),
     ):
         cells = [f"`{cell}`".replace("|", "\\|") for cell in astuple(granted)]
         assert " | ".join([f"| {user}", *cells]) in page
