@@ -8,6 +8,7 @@
 ``broker-error``       the exception, as ``TypeName: text``
 ``broker-traceback``   where it was raised; none for `Reject` and the like, whose text says it all
 ``broker-failed-at``   when, ISO 8601, UTC
+``broker-again``       it is to be handled even if the inbox knows it: a replay with ``--force``
 =====================  ==========================================================
 
 They are believed only on a delivery that came through the service's own exchange: anybody may send headers, but only
@@ -38,7 +39,8 @@ LARGEST_FLOAT = 3.4e38
 """AMQP clients send floating-point headers with 32 bits; none must be larger."""
 
 OWN = "broker-"
-TRACES = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
+AGAIN = "broker-again"
+TRACES = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count", "x-stream-offset")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +82,22 @@ class Failure:
 
 def copy(message: Message, failure: Failure, queue: str) -> Message:
     """The same message for another queue of the failing service, through its own exchange."""
-    headers = failure.headers | carried(message.headers, MOST - OURS_MOST)
+    headers = failure.headers | _kept(message, failure.service) | carried(message.headers, MOST - OURS_MOST)
     return replace(message, exchange=failure.service, key=queue, headers=headers, death=None)
 
 
 def redriven(message: Message, service: str) -> Message:
     """A dead letter for its service's queue once more, as if it had never been handled."""
     key, _ = history(message, service)
-    again: dict[str, HeaderValue] = {"broker-key": key, "broker-attempt": 0}
-    headers = again | carried(message.headers, MOST - OURS_MOST)
+    begins: dict[str, HeaderValue] = {"broker-key": key, "broker-attempt": 0}
+    headers = begins | _kept(message, service) | carried(message.headers, MOST - OURS_MOST)
     return replace(message, exchange=service, key=service, headers=headers, death=None)
+
+
+def replayed(message: Message, service: str, *, again: bool) -> Message:
+    """An event of the log for one service's queue, as if just published; ``again``: whatever its inbox says."""
+    it = redriven(message, service)
+    return replace(it, headers={**it.headers, AGAIN: True}) if again else it
 
 
 def brought_forward(message: Message, service: str) -> Message:
@@ -122,6 +130,15 @@ def history(message: Message, service: str) -> tuple[str, int]:
         key if isinstance(key, str) else message.death.key if message.death else message.key,
         attempt + 1 if isinstance(attempt, int) and 0 <= attempt < 1_000_000 else 1,
     )
+
+
+def is_again(message: Message, service: str) -> bool:
+    """Whether a delivery is to be handled even if the inbox knows it."""
+    return message.exchange == service and message.headers.get(AGAIN) is True
+
+
+def _kept(message: Message, service: str) -> dict[str, HeaderValue]:
+    return {AGAIN: True} if is_again(message, service) else {}
 
 
 def _bytes(text: str) -> bytes:

@@ -30,7 +30,7 @@ from structlog.contextvars import bind_contextvars, unbind_contextvars
 from structlog.typing import FilteringBoundLogger
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
-from broker.copies import Failure, copy, history
+from broker.copies import Failure, copy, history, is_again
 from broker.envelope import Envelope, decode, decode_as
 from broker.errors import (
     AccessRefused,
@@ -356,7 +356,7 @@ class Subscriber:
             await delivery.reject()
             return
         worker.mention(envelope)
-        handled = await self._run(envelope, payload, attempt, worker)
+        handled = await self._run(envelope, payload, attempt, worker, again=is_again(message, self._service))
         if handled.error is None and not handled.publications:
             self._report(handled, None, Acknowledge())
             await delivery.ack()
@@ -372,7 +372,9 @@ class Subscriber:
                 return both
         return decode(message.body, key=key, content_type=message.content_type, headers=message.headers), None
 
-    async def _run(self, envelope: Envelope, payload: Event | None, attempt: int, worker: Worker) -> Handled:
+    async def _run(
+        self, envelope: Envelope, payload: Event | None, attempt: int, worker: Worker, *, again: bool
+    ) -> Handled:
         """Find the handler, read the payload for it, and call it; with a database, in one transaction."""
         handler: Handler | None = None
         error: Exception | None = None
@@ -387,7 +389,7 @@ class Subscriber:
             if self._transactions is None:
                 publications = await once(NO_DATABASE)
             else:
-                duplicate = not await self._transactions.run(envelope, once)
+                duplicate = not await self._transactions.run(envelope, once, again=again)
         except Exception as raised:
             error = raised
         if not duplicate and not isinstance(error, Reject | Malformed | Unhandled):  # these say nothing of how we are

@@ -30,13 +30,20 @@ Database = Union[str, "AsyncEngine", Callable[[], "str | AsyncEngine | Awaitable
 class Transactions(Protocol):
     """The database of a service at work."""
 
-    async def run(self, envelope: Envelope, handle: Callable[[AsyncSession], Awaitable[Sequence[Publication]]]) -> bool:
+    async def run(
+        self,
+        envelope: Envelope,
+        handle: Callable[[AsyncSession], Awaitable[Sequence[Publication]]],
+        *,
+        again: bool = False,
+    ) -> bool:
         """Handle a delivery in one transaction; False if it is a duplicate and nothing was done.
 
         Args:
             envelope: what was delivered.
             handle: calls the handler with the transaction's session, and returns what it publishes. It may be called
                 again after it was rolled back.
+            again: handle it even if it has an inbox entry, which is then replaced.
 
         Raises:
             Exception: what the handler raised. Nothing was stored.

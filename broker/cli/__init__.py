@@ -18,7 +18,9 @@ from broker.cli import (  # noqa: F401  (they register their commands)
     dead,
     doctor,
     everyday,
+    log,
     map,  # noqa: A004
+    replay,
     status,
     story,
 )

@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from broker.cli.common import EXIT_CODES, AsJson, From, app, catalogue, out, printable, settings, wait_for
+from broker.cli.common import EXIT_CODES, AsJson, From, app, catalogue, out, settings, wait_for
 from broker.envelope import reason
 from broker.errors import BrokerError, ContractError
 from broker.publisher import Broker
@@ -22,7 +22,6 @@ from broker.service import check_backfill
 from broker.service import run as run_service
 from broker.tools.catalogue import Entry, find_event
 from broker.tools.discover import load_service
-from broker.tools.tail import Line, follow
 
 
 def complete_event(incomplete: str) -> list[str]:
@@ -110,42 +109,6 @@ def payload(data: str) -> bytes:
         return Path(data[1:]).read_bytes()
     except OSError as error:
         raise ContractError(f"--data {data}: {error.strerror}: {data[1:]}") from None
-
-
-@app.command(epilog=EXIT_CODES, short_help="Watch events as they happen.")
-def tail(
-    patterns: Annotated[list[str] | None, typer.Argument(metavar="[PATTERN]...", help="As in 'order.*'.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Watch events as they happen, until Ctrl-C. Reads the event log, disturbs nobody."""
-    environment = settings()
-
-    async def watch() -> None:
-        async with follow(environment, patterns or []) as lines:
-            async for it in lines:
-                print(json.dumps(it.as_json()), flush=True) if as_json else show_line(it)  # noqa: T201
-
-    wait_for(watch())
-
-
-def show_line(it: Line) -> None:
-    """One event on one line; on a terminal, no longer than it is wide."""
-    envelope = it.envelope
-    if envelope is None:
-        text = Text.assemble(("unreadable ", "red"), f"{printable(it.key)}: {printable(it.error)}")
-    else:
-        text = Text.assemble(
-            (f"{envelope.time.astimezone():%H:%M:%S.%f}"[:-3], "dim"),
-            (f"  {printable(envelope.name):<26}", "bold"),
-            (f" {printable(envelope.source):<10}", "cyan"),
-            (f" {str(envelope.story.correlation_id)[-8:]}  ", "dim"),
-            json.dumps(envelope.data, ensure_ascii=True),
-        )
-    console = out()
-    if console.is_terminal:
-        console.print(text, no_wrap=True, overflow="ellipsis")
-    else:
-        console.print(text, soft_wrap=True)
 
 
 @app.command(epilog=EXIT_CODES, short_help="Who publishes what, and who subscribes.")

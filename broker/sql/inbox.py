@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 from uuid import UUID
 from weakref import WeakValueDictionary
 
-from sqlalchemy import Connection, delete, event, insert, select, tuple_
+from sqlalchemy import ColumnElement, Connection, delete, event, insert, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
@@ -161,7 +161,7 @@ class SqlTransactions:
         self._away: str | None = None
         self._insert_entry = _insert_if_new(store)
 
-    async def run(self, envelope: Envelope, handle: Handle) -> bool:
+    async def run(self, envelope: Envelope, handle: Handle, *, again: bool = False) -> bool:
         """As `broker.transactions.Transactions.run`."""
         entry = Entry(self._broker.source, known_as(envelope.source), envelope.id, envelope.digest)
         lock = self._busy.setdefault((entry.source, entry.event_id), asyncio.Lock())
@@ -169,20 +169,20 @@ class SqlTransactions:
             overtaken, tries, collided = 0, 0, False
             while True:
                 try:
-                    handled = await self._once(entry, envelope, handle, alone=overtaken >= PATIENCE)
-                except Again as again:
-                    if again.meaning is Meaning.OVERTAKEN:
+                    handled = await self._once(entry, envelope, handle, alone=overtaken >= PATIENCE, again=again)
+                except Again as rolled_back:
+                    if rolled_back.meaning is Meaning.OVERTAKEN:
                         overtaken, tries = overtaken + 1, 0
                         if overtaken > MOST:
-                            raise again.error from None
+                            raise rolled_back.error from None
                         await asyncio.sleep(_pause(overtaken, 0.002, 0.2))
-                    elif again.meaning is Meaning.COLLIDED:
+                    elif rolled_back.meaning is Meaning.COLLIDED:
                         if collided:
-                            raise again.error from None
+                            raise rolled_back.error from None
                         collided = True
                     else:
                         tries += 1
-                        self._note_away(again.error)
+                        self._note_away(rolled_back.error)
                         await asyncio.sleep(_pause(tries, 0.1, 2))
                     continue
                 except Exception:  # the handler's: the database was there
@@ -191,7 +191,7 @@ class SqlTransactions:
                 self._note_away(None)
                 return handled
 
-    async def _once(self, entry: Entry, envelope: Envelope, handle: Handle, *, alone: bool) -> bool:
+    async def _once(self, entry: Entry, envelope: Envelope, handle: Handle, *, alone: bool, again: bool) -> bool:
         """One try.
 
         Raises:
@@ -201,7 +201,7 @@ class SqlTransactions:
         phase = Phase.BEFORE
         try:
             async with self._store.engine.connect() as connection:
-                if await self._is_known(connection, entry):
+                if not again and await self._is_known(connection, entry):
                     return False
                 async with Turn(self._store) as turn:
                     if self._store.sqlite:
@@ -223,21 +223,25 @@ class SqlTransactions:
                         if transaction is None or not transaction.is_active:
                             raise ContractError(NOT_YOURS)
                         phase = Phase.AFTER
-                        return await self._finish(connection, entry, rows)
+                        return await self._finish(connection, entry, rows, again=again)
                     finally:
                         await session.run_sync(Session.close)
         except Exception as error:
             meaning = self._meaning(error, phase)
             ours = phase is Phase.HANDLING and meaning in (Meaning.FAILED, Meaning.COLLIDED) and error in self._store
-            if ours and await self._is_known_by_now(entry):
+            if ours and not again and await self._is_known_by_now(entry):
                 return False  # another process handled a duplicate meanwhile, and the handler met what it had stored
             if meaning is not Meaning.FAILED:
                 raise Again(meaning, error) from None
             raise
 
-    async def _finish(self, connection: AsyncConnection, entry: Entry, rows: list[dict[str, Any]]) -> bool:
+    async def _finish(
+        self, connection: AsyncConnection, entry: Entry, rows: list[dict[str, Any]], *, again: bool
+    ) -> bool:
         """Write the inbox entry and the outbox, and commit; False if another process has handled it meanwhile."""
         await connection.run_sync(begin)
+        if again:
+            await connection.execute(delete(inbox).where(*_is(entry)))
         new = await connection.execute(
             self._insert_entry,
             {
@@ -257,13 +261,7 @@ class SqlTransactions:
         return True
 
     async def _is_known(self, connection: AsyncConnection, entry: Entry) -> bool:
-        found = await connection.execute(
-            select(inbox.c.digest).where(
-                inbox.c.service == entry.service,
-                inbox.c.source == entry.source,
-                inbox.c.event_id == entry.event_id,
-            )
-        )
+        found = await connection.execute(select(inbox.c.digest).where(*_is(entry)))
         digest = found.scalar()
         if digest is not None and digest != entry.digest:
             self._log.warning(
@@ -318,6 +316,10 @@ def _session(connection: AsyncConnection, envelope: Envelope) -> AsyncSession:
         join_transaction_mode="rollback_only",
         info={CAUSE: envelope},
     )
+
+
+def _is(entry: Entry) -> tuple[ColumnElement[bool], ...]:
+    return inbox.c.service == entry.service, inbox.c.source == entry.source, inbox.c.event_id == entry.event_id
 
 
 def _insert_if_new(store: Store) -> Any:

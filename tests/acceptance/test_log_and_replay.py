@@ -1,0 +1,187 @@
+"""``broker log`` and ``broker replay``, as a person types them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from broker import Broker, Event, Settings
+from broker.rabbitmq import locked
+from broker.tools.server import Server
+from tests.acceptance.conftest import Start
+from tests.acceptance.running import BROKER, Ended, broker
+from tests.waiting import until
+
+SHELVES = '''
+from broker import Event, Service
+
+
+class CrateWeighed(Event, name="Crate Weighed", key="crate.weighed", subject="number"):
+    """A crate was put on the scales."""
+
+    number: int
+
+
+class CrateLost(Event, name="Crate Lost", key="crate.lost", subject="number"):
+    """A crate is gone."""
+
+    number: int
+
+
+service = Service("shelves", publishes=[CrateLost])
+other = Service("audit")
+
+
+@service.on(CrateWeighed)
+async def shelve(crate: CrateWeighed) -> None: ...
+
+
+@other.on(CrateWeighed)
+async def audit(crate: CrateWeighed) -> None: ...
+'''
+
+
+class CrateWeighed(Event, name="Crate Weighed", key="crate.weighed", subject="number"):
+    """As the service declares it, too."""
+
+    number: int
+
+
+class CrateLost(Event, name="Crate Lost", key="crate.lost", subject="number"):
+    """As the service declares it, too."""
+
+    number: int
+
+
+class Shop:
+    """A folder with the service, and a RabbitMQ."""
+
+    def __init__(self, folder: Path, url: str, management_url: str) -> None:
+        self.folder, self.url = folder, url
+        self.environ = {"BROKER_MODULES": "shelves", "BROKER_MANAGEMENT_URL": management_url}
+
+    async def run(self, *words: str) -> Ended:
+        return await broker(*words, url=self.url, folder=self.folder, environ=self.environ)
+
+    async def publish(self, *numbers: int) -> None:
+        async with Broker(self.url, source="scales") as scales:
+            await scales.publish_many([CrateWeighed(number=number) for number in numbers])
+
+
+@pytest.fixture
+def shop(tmp_path: Path, vhost_url: str, server: Server) -> Shop:
+    (tmp_path / "shelves.py").write_text(SHELVES)
+    return Shop(tmp_path, vhost_url, server.management_url)
+
+
+async def test_the_log_shows_what_is_meant(shop: Shop) -> None:
+    await shop.publish(1, 2, 3)
+    async with Broker(shop.url, source="van") as van:
+        lost = await van.publish(CrateLost(number=2))
+    everything = [json.loads(it) for it in (await shop.run("log", "--json")).out.splitlines()]
+    assert [(it["name"], it["data"]["number"]) for it in everything] == [
+        ("Crate Weighed", 1), ("Crate Weighed", 2), ("Crate Weighed", 3), ("Crate Lost", 2)
+    ]  # fmt: skip
+    assert everything[0]["properties"]["app_id"] == "scales"
+    for words, numbers in (
+        (("--subject", "2"), [2, 2]),
+        (("--source", "van"), [2]),
+        (("--event", "crate lost"), [2]),
+        (("*.weighed",), [1, 2, 3]),
+        (("--id", str(lost)), [2]),
+        (("--correlation-id", str(lost)), [2]),
+        (("--offset", str(everything[2]["offset"])), [3, 2]),
+        (("--limit", "2"), [1, 2]),
+        (("--until", "1h"), []),
+    ):
+        shown = [json.loads(it) for it in (await shop.run("log", "--json", *words)).out.splitlines()]
+        assert [it["data"]["number"] for it in shown] == numbers, words
+    assert "Crate Lost" in (await shop.run("log")).out
+    assert "Nothing in the log is meant by that" in (await shop.run("log", "--subject", "77")).out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("log", "Not A Pattern"), "is not a pattern"),
+        (("log", "--limit", "0"), "--limit 0 shows nothing"),
+        (("log", "--follow", "--until", "1h"), "Say one of them"),
+        (("log", "--since", "yesterday"), "is no time"),
+        (("replay", "shelves"), "Say from when"),
+        (("replay", "shelves", "--since", "1h", "--rate", "0"), "--rate 0 would never end"),
+        (("replay", "shelf", "--since", "1h"), "Did you mean 'shelves'?"),
+        (("replay", "shelves", "--since", "1h"), "has no queue on RabbitMQ"),
+        (("replay", "Not a name", "--since", "1h"), "is not a service name"),
+    ],
+    ids=lambda it: " ".join(it) if isinstance(it, tuple) else "",
+)
+async def test_what_is_wrong_is_said(shop: Shop, words: tuple[str, ...], told: str) -> None:
+    await shop.publish(1)
+    ended = await shop.run(*words)
+    assert ended.code == 2
+    assert told in " ".join(ended.err.replace("│", " ").split())
+
+
+async def test_events_come_once_more_to_one_service_alone(shop: Shop, start: Start) -> None:
+    shelves = start(BROKER, "run", "shelves:service", url=shop.url, folder=shop.folder)
+    audit = start(BROKER, "run", "shelves:other", url=shop.url, folder=shop.folder)
+    await shelves.logged("started")
+    await audit.logged("started")
+    await shop.publish(*range(5))
+    async with Broker(shop.url, source="van") as van:
+        await van.publish(CrateLost(number=9))
+    await shelves.logged("handled", 5)
+    await audit.logged("handled", 5)
+    counted = await shop.run("replay", "shelves", "--since", "1h", "--dry-run", "--json")
+    assert (counted.json["matched"], counted.json["replayed"]) == (5, 0)
+    some = await shop.run("replay", "shelves", "--since", "1h", "--subject", "3", "--json")
+    assert some.json["replayed"] == 1
+    await shelves.logged("handled", 6)
+    shelves.signal(signal.SIGTERM)
+    assert await shelves.ended() == 0
+    waiting = await shop.run("replay", "shelves", "--since", "1h")
+    assert "5 replayed to shelves" in waiting.out
+    again = start(BROKER, "run", "shelves:service", url=shop.url, folder=shop.folder)
+    await again.logged("handled", 5)
+    ids = {line["event_id"] for line in shelves.lines("handled")}
+    assert {line["event_id"] for line in again.lines("handled")} == ids
+    assert {line["attempt"] for line in again.lines("handled")} == {1}
+    assert len(audit.lines("handled")) == 5
+
+
+async def test_two_replays_of_a_service_do_not_run_at_once(shop: Shop, start: Start) -> None:
+    shelves = start(BROKER, "run", "shelves:service", url=shop.url, folder=shop.folder)
+    await shelves.logged("started")
+    settings = Settings.model_validate({"url": shop.url})
+    async with locked("shelves.replay", settings, refusal="held"):
+        refused = await shop.run("replay", "shelves", "--since", "1h")
+    assert refused.code == 2
+    assert "Another replay of 'shelves' is under way" in refused.err
+
+
+async def test_an_interrupted_replay_says_how_to_go_on_and_nothing_is_missed(shop: Shop, start: Start) -> None:
+    shelves = start(BROKER, "run", "shelves:service", url=shop.url, folder=shop.folder)
+    await shelves.logged("started")
+    await shop.publish(*range(200))
+    await shelves.logged("handled", 200)
+    words = (BROKER, "replay", "shelves", "--since", "1h", "--rate", "50")
+    replaying = start(*words, url=shop.url, folder=shop.folder, environ=shop.environ)
+    await until(lambda: len(shelves.lines("handled")) >= 220, 20)
+    replaying.signal(signal.SIGINT)
+    assert await replaying.ended() == 130
+    command = replaying.err.strip().splitlines()[-1].split()
+    assert command[:3] == ["broker", "replay", "shelves"]
+    ended = await shop.run(*command[1 : command.index("--rate")], *command[command.index("--rate") + 2 :])
+    assert ended.code == 0, ended.err
+
+    async def all_twice() -> bool:
+        await asyncio.sleep(0)
+        return len(shelves.lines("handled")) >= 400
+
+    await until(all_twice, 20)
+    counts = [line["event_id"] for line in shelves.lines("handled")]
+    assert min(counts.count(it) for it in set(counts)) == 2
