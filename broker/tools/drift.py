@@ -101,13 +101,29 @@ def check_topology(snapshot: Snapshot) -> Iterator[Finding]:
     yield from _missing(snapshot, absent, others)
     yield from _different(snapshot)
     for queue, why in snapshot.ailing.items():
-        what = f"{queue} exists and does not work: {why}."
-        helps = (snapshot.control("delete_queue", queue), FIX)
-        yield Finding("problem", CHECK, what, "RabbitMQ lost it in a crash. The event log has what was in it.", helps)
+        yield _ailing(snapshot, queue, why)
+
+
+def _ailing(snapshot: Snapshot, queue: str, answer: str) -> Finding:
+    """After a start of RabbitMQ it may be a matter of seconds; with nodes down, of theirs."""
+    what = f"{queue} exists and does not work: {answer}."
+    delete = snapshot.control("delete_queue", queue)
+    if queue == snapshot.settings.event_log:
+        why = (
+            "Publishers wait for it. After a start of RabbitMQ it takes a moment: look again. One that was made just "
+            f"before a crash stays so, and is empty: `{delete}`, then `{FIX}`."
+        )
+        return Finding("problem", CHECK, what, why, ("broker doctor",))
+    why = (
+        "If a node is down, it works when that is back. If none is and it stays so, RabbitMQ lost it in a crash: it is "
+        "deleted and declared anew. The event log has what was in it."
+    )
+    return Finding("problem", CHECK, what, why, ("rabbitmqctl cluster_status", delete, FIX))
 
 
 def _nothing_yet(snapshot: Snapshot) -> Finding:
-    what = f"Nothing stands here yet: no exchange {snapshot.settings.exchange!r}, no queue of a service in the code."
+    queue = ", no queue of a service in the code" if snapshot.listening else ""
+    what = f"Nothing stands here yet: no exchange {snapshot.settings.exchange!r}{queue}."
     runs = tuple(snapshot.run(service.name) for service in snapshot.listening[:1])
     return Finding("warning", CHECK, what, "It is declared when the first service starts.", runs or (FIX,))
 
@@ -234,7 +250,7 @@ class Leftovers:
     Attributes:
         bindings: of services' queues to the exchange of all events, which no code declares.
         retries: retry queues whose delay is in no ladder of their service.
-        foreign: queues that do not look like ours.
+        foreign: queues that do not look like ours, or hear another exchange: that is another system's.
     """
 
     bindings: tuple[LiveBinding, ...] = ()
@@ -255,7 +271,7 @@ def leftovers(snapshot: Snapshot) -> Leftovers:
         if queue.name == snapshot.settings.event_log or queue.name in known or _passing(queue.name, services):
             continue
         owner = maker(queue)
-        if owner is None:
+        if owner is None or (owner not in services and _hears_another(owner, snapshot)):
             foreign.append(queue)
         elif owner not in services:
             orphans[owner].append(queue)
@@ -266,6 +282,11 @@ def leftovers(snapshot: Snapshot) -> Leftovers:
     direct = {it.name for it in exchanges.values() if it.type == "direct" and it.durable}
     found = [Orphan(name, tuple(queues), name in direct) for name, queues in sorted(orphans.items())]
     return Leftovers(tuple(stale), tuple(retries), tuple(found), tuple(foreign))
+
+
+def _hears_another(service: str, snapshot: Snapshot) -> bool:
+    """Whether a service is bound to another exchange than that of all events: two systems may share a virtual host."""
+    return any(binding.source not in (service, snapshot.settings.exchange) for binding in snapshot.bound(service))
 
 
 def _passing(name: str, services: Iterable[str]) -> bool:

@@ -276,6 +276,13 @@ def test_queues_of_others_are_never_taken_for_ours() -> None:
     assert {queue.name for queue in found.foreign} == set(foreign)
 
 
+def test_another_system_in_the_same_virtual_host_is_left_alone() -> None:
+    theirs = service_topology("crm", ["parcel.sent"], "facts")
+    found = leftovers(standing(declared(packing()) | theirs, [packing()]))
+    assert not found.orphans
+    assert {queue.name for queue in found.foreign} == {"crm", "crm.dead"}
+
+
 @given(st.text(max_size=30), st.sampled_from(["classic", "quorum", "stream"]))
 def test_only_what_our_topology_makes_is_taken_for_ours(name: str, kind: str) -> None:
     assert maker(Queue(name=name, type=kind)) is None  # it has none of our arguments
