@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -32,13 +32,15 @@ from broker.tools.status import PAUSED
 from broker.topology import Topology, shared_topology
 
 if TYPE_CHECKING:
-    from broker.rabbitmq.probe import Probe
+    from broker.rabbitmq.probe import Depth, Probe
     from broker.tools.management import Connection, Management
 
 T = TypeVar("T")
 DISTRIBUTION = "business-events"
 LOOKED_AT = 10_000
 """Messages of the event log that are looked at, the latest."""
+MOST_AILING = 3
+"""Queues that do not answer, each after seconds, until no more are asked."""
 NEEDS_MANAGEMENT = (
     "alarms", "feature flags", "clock", "policies", "limits", "bindings", "left over", "growing queues",
 )  # fmt: skip
@@ -284,7 +286,7 @@ async def look_at_topology(probe: Probe, it: Snapshot) -> Snapshot:
     names = {queue.name for queue in declared.queues}
     if it.listed and it.queues is not None:
         names = {name for name, queue in it.queues.items() if name in names or maker(queue) is not None}
-    depths = {name: await probe.depth(name) for name in sorted(names)}
+    depths, ailing = await _depths(probe, sorted(names))
     if it.listed and it.queues is not None:
         queues = dict(it.queues)
         activity = it.activity or {}
@@ -294,7 +296,10 @@ async def look_at_topology(probe: Probe, it: Snapshot) -> Snapshot:
                 queues[name] = queue.model_copy(update={"ready": depth.ready, "consumers": depth.consumers})
             elif name in activity:
                 queues[name] = queue.model_copy(update={"consumers": activity[name].consumers})
-        return replace(it, queues=queues)
+        lost = [name for name, depth in depths.items() if depth is None]
+        return replace(
+            it, queues=queues, ailing=dict.fromkeys(lost, "RabbitMQ lists it, and does not find it") | ailing
+        )
     found = {n: Queue(name=n, ready=d.ready, consumers=d.consumers) for n, d in depths.items() if d is not None}
     exchanges = {
         exchange.name: Exchange(name=exchange.name, type=exchange.kind, durable=True)
@@ -308,7 +313,21 @@ async def look_at_topology(probe: Probe, it: Snapshot) -> Snapshot:
                 conflicts[wanted.name] = differs
     except AccessRefused:
         unknown["arguments of queues"] = "this user may not declare them"
-    return replace(it, queues=found, exchanges=exchanges, conflicts=conflicts, unknown=unknown)
+    return replace(it, queues=found, exchanges=exchanges, conflicts=conflicts, ailing=ailing, unknown=unknown)
+
+
+async def _depths(probe: Probe, names: Iterable[str]) -> tuple[dict[str, Depth | None], dict[str, str]]:
+    """How full queues are, and which do not say."""
+    depths: dict[str, Depth | None] = {}
+    ailing: dict[str, str] = {}
+    for name in names:
+        try:
+            depths[name] = await probe.depth(name)
+        except ConnectionFailed as error:
+            ailing[name] = str(error)
+            if len(ailing) == MOST_AILING:
+                raise
+    return depths, ailing
 
 
 async def try_rights(probe: Probe, it: Snapshot) -> Tried:
@@ -344,16 +363,16 @@ async def _try(probe: Probe, right: Right, queue: str, settings: Settings) -> bo
     return await probe.may_bind(queue, right.name, "doctor")
 
 
-async def look_for_ailing(probe: Probe, it: Snapshot) -> Mapping[str, str]:
+async def look_for_ailing(probe: Probe, it: Snapshot) -> dict[str, str]:
     """Our queues that answer and do not work, among the empty ones that nobody consumes: the others show it."""
-    queues, ailing = it.queues or {}, {}
+    ailing = dict(it.ailing)
     for name in [queue.name for service in it.listening for queue in expected(service, it).queues]:
-        queue = queues.get(name)
-        idle = queue is not None and not queue.ready and not queue.unacked and not queue.consumers
-        if queue is not None and idle and (queue.type == "quorum" or not it.listed) and name not in it.conflicts:
-            why = await probe.ailment(name)
-            if why:
-                ailing[name] = why
+        queue = (it.queues or {}).get(name)
+        if queue is None or queue.ready or queue.unacked or queue.consumers or name in (*ailing, *it.conflicts):
+            continue
+        ours = queue.type == "quorum" or not it.listed
+        if ours and len(ailing) < MOST_AILING and (why := await probe.ailment(name)):
+            ailing[name] = why
     return ailing
 
 
