@@ -15,7 +15,7 @@ import pytest
 import typer.main
 
 from broker.cli import common
-from broker.cli.doctor import show
+from broker.cli.doctor import pruning, show
 from broker.retry import Delay
 from broker.settings import Settings
 from broker.tools import mending
@@ -181,7 +181,7 @@ async def test_a_policy_that_changes_a_service_is_a_problem(mill: Mill) -> None:
     assert about(await mill.findings(), "short-lived", "message-ttl", "clear_policy")[0].severity == "problem"
 
 
-async def test_prune_deletes_what_is_empty_and_nothing_else(mill: Mill) -> None:
+async def test_prune_deletes_what_is_empty_and_nothing_else(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("old-empty", "old-full"):
         await mill.declare(service_topology(name, ["parcel.weighed"], "events"))
     await mill.declare(retry_topology("weighing", Delay.parse("7s")))
@@ -203,8 +203,11 @@ async def test_prune_deletes_what_is_empty_and_nothing_else(mill: Mill) -> None:
     assert "--yes" in refused.err
     assert await mill.queues() == before
 
-    pruned = await mill.command("--prune", "--yes")
-    assert "old-full" in pruned.out, pruned.err
+    monkeypatch.setattr(mending, "REPORTED", 0.5)
+    seen = await mill.seen()
+    with contextlib.redirect_stdout(StringIO()) as said:
+        await asyncio.to_thread(pruning, seen, yes=True, as_json=False)
+    assert "kept old-full: it holds 1 message" in said.getvalue()
     assert await mill.queues() == before - {"old-empty", "old-empty.dead", "weighing.retry.7s"}
     assert await mill.keys("old-full") == {"parcel.weighed"}
     assert await mill.keys("weighing") == {"parcel.weighed", "parcel.sent"}
