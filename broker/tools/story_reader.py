@@ -274,7 +274,8 @@ class Reader:
         headings: dict[UUID, Heading] = {}
         async with open_log(self._settings, "story") as log:
             span = await log.span()
-            async for entry in self._entries(log, since, span):
+            part = span if since is None else Span(await log.place(since), span.end)
+            async for entry in self._entries(log, part):
                 envelope = meant(entry, wanted)
                 if envelope is None:
                     continue
@@ -293,21 +294,24 @@ class Reader:
         self, log: EventLog, span: Span, correlation_id: UUID, since: datetime | None, within: timedelta | None
     ) -> Gathering:
         """Look from one place on, and if its first event is not there, from the next."""
+        read: tuple[int, bool] | None = None
         for place in places(correlation_id, since):
+            begin = span.first if place.begin is None else await log.place(place.begin)
+            if read == (begin, place.thorough):
+                continue
+            read = begin, place.thorough
             holds = None if place.thorough else str(correlation_id).encode()
             self._gathering = gathering = Gathering(Found(correlation_id), self._expected, holds)
-            await self._read(log, span, place, gathering, within)
+            until = None if begin == span.first else place.until  # there is no earlier
+            await self._read(log, Span(begin, span.end), Stop(until, gathering, within), gathering)
             if gathering.begun:
                 break
         return gathering
 
-    async def _read(
-        self, log: EventLog, span: Span, place: Place, gathering: Gathering, within: timedelta | None
-    ) -> None:
+    async def _read(self, log: EventLog, span: Span, stop: Stop, gathering: Gathering) -> None:
         """Read on for as long as there is reason to."""
-        stop = Stop(place, gathering, within)
         found = gathering.found
-        async with aclosing(self._entries(log, place.begin, span)) as entries:
+        async with aclosing(self._entries(log, span)) as entries:
             count = 0
             async for entry in entries:
                 count += 1
@@ -316,13 +320,12 @@ class Reader:
                     break
         found.read_to, found.ended = self._late, stop.why
 
-    async def _entries(self, log: EventLog, begin: datetime | int | None, span: Span) -> AsyncGenerator[Entry]:
-        """The log from a place on, to where it ended when we came; notes how late it is in it."""
+    async def _entries(self, log: EventLog, span: Span) -> AsyncGenerator[Entry]:
+        """A part of the log; notes how late it is in it."""
         clocks: list[datetime] = []
         self._late = None
         count = 0
-        place = await log.place(begin) if isinstance(begin, datetime) else begin
-        async with aclosing(log.read(span.first if place is None else place, end=span.end)) as entries:
+        async with aclosing(log.read(span.first, end=span.end)) as entries:
             async for entry in entries:
                 count += 1
                 if entry.message is not None and entry.message.timestamp is not None:
@@ -383,20 +386,14 @@ class Reader:
     async def _near(self, log: EventLog, span: Span, at: datetime | None) -> list[Heading]:
         """Stories whose events are next to a time, the nearest first; without one, the log's last."""
         found: dict[UUID, Heading] = {}
-        last = max(span.first, span.end - NEAR)
-        for place in (at - BEFORE if at is not None and at.year > 1970 else last, last):
-            count = 0
-            async with aclosing(self._entries(log, place, span)) as entries:
-                async for entry in entries:
-                    envelope = meant(entry, EVERYTHING)
-                    if envelope is not None:
-                        story = envelope.story.correlation_id
-                        found.setdefault(story, Heading(story, envelope.name, envelope.time))
-                    count += 1
-                    if count == NEAR:
-                        break
-            if found:
-                break
+        begin = max(span.first, span.end - NEAR)
+        if at is not None and at.year > 1970:
+            begin = min(begin, await log.place(at - BEFORE))
+        async for entry in self._entries(log, Span(begin, min(span.end, begin + NEAR))):
+            envelope = meant(entry, EVERYTHING)
+            if envelope is not None:
+                story = envelope.story.correlation_id
+                found.setdefault(story, Heading(story, envelope.name, envelope.time))
         return sorted(found.values(), key=lambda it: abs(it.at - (at or it.at)))
 
     async def _reach(self, log: EventLog, span: Span) -> str:
@@ -412,12 +409,16 @@ EVERYTHING = Wanted("everything", None, lambda envelope: True)
 class Stop:
     """When to stop reading.
 
+    Args:
+        until: how late in the log to give up, if the story's first event has not turned up.
+        within: how much to read after it; None: until it is complete.
+
     Attributes:
         why: it was ended before everything was told; empty: it was not.
     """
 
-    def __init__(self, place: Place, gathering: Gathering, within: timedelta | None) -> None:
-        self._place = place
+    def __init__(self, until: datetime | None, gathering: Gathering, within: timedelta | None) -> None:
+        self._until = until
         self._gathering = gathering
         self._within = within
         self._complete: tuple[datetime, int] | None = None
@@ -429,7 +430,7 @@ class Stop:
         if gathering.belongs_to is not None:
             return True
         if not gathering.begun:
-            return self._place.until is not None and late > self._place.until
+            return self._until is not None and late > self._until
         if self._within is not None:
             begun = gathering.found.events[gathering.found.correlation_id].envelope.time
             if late > begun + self._within and not gathering.complete:

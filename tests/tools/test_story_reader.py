@@ -177,7 +177,7 @@ LATE = timedelta(minutes=1)
 
 
 def stop(it: Gathering, within: timedelta | None = None) -> Stop:
-    return Stop(Place(NOON, NOON + timedelta(seconds=5)), it, within)
+    return Stop(NOON + timedelta(seconds=5), it, within)
 
 
 def found(**patterns: list[str]) -> Gathering:
