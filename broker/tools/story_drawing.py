@@ -28,6 +28,8 @@ WORDS, WORDS_MOST = 216, 38
 """Pixels and characters of the words at the right, where there are any."""
 ARROWS_MOST = 1000
 """Arrows in one picture, at most."""
+NAME_MOST = 48
+"""Characters of an event's name in a picture."""
 LABEL_MOST = 160
 """Characters beside an arrow of Mermaid's."""
 
@@ -175,7 +177,7 @@ def _heading(step: Step, layout: Layout, y: int, number: int | None) -> str:
     x = layout.columns[step.publisher or ""]
     right = layout.words - x > x
     room = int((layout.words - x if right else x) / CELL) - 2
-    text = clean(cut(step.name, max(room, 12)))
+    text = clean(cut(step.name, min(max(room, 12), NAME_MOST)))
     anchor = "" if right else ' text-anchor="end"'
     shown = f'<text class="event" x="{x + (9 if right else -9)}" y="{y}"{anchor}>{text}</text>'
     title = f"<title>{clean(step.name)}</title>"

@@ -19,7 +19,7 @@ DATA_MOST = 20_000
 """Characters of a payload that are shown."""
 
 STYLE = """
-main.story { width: fit-content; }
+main.story { width: fit-content; max-width: min(1400px, 100%); }
 .story > :not(figure) { max-width: 60rem; }
 .story figure { margin: 1.5rem 0; width: fit-content; max-width: 100%; overflow-x: auto;
   border: 1px solid var(--line); border-radius: 8px; }
@@ -27,6 +27,7 @@ main.story { width: fit-content; }
 .story table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 .story caption { text-align: left; }
 .story th, .story td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; font-weight: 400; }
+.story tbody th, .story tbody td:last-child { overflow-wrap: anywhere; min-width: 8rem; }
 .story thead th { white-space: nowrap; color: var(--soft); border-bottom: 1px solid var(--line); }
 .story .number { text-align: right; white-space: nowrap; }
 .story tr.event > * { padding-top: 1rem; }
@@ -35,13 +36,13 @@ main.story { width: fit-content; }
 .story .retrying { color: var(--retry); }
 .story .dead { color: var(--bad); }
 .story .waiting, .story .unrecorded, .story .soft { color: var(--soft); }
-.story .error { display: block; overflow-wrap: anywhere; }
+.story .error { display: block; }
 .story .notes { border-left: 3px solid var(--retry); padding-left: .8rem; list-style: none; }
 .story dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
 .story dt { color: var(--soft); }
 .story dd { margin: 0; overflow-wrap: anywhere; }
 .story details { border-top: 1px solid var(--line); padding: .5rem 0; }
-.story summary { cursor: pointer; }
+.story summary { cursor: pointer; overflow-wrap: anywhere; }
 .story pre { overflow-x: auto; background: var(--box); padding: .8rem; border-radius: 6px; }
 """
 

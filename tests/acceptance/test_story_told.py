@@ -346,6 +346,7 @@ async def test_hostile_names_payloads_and_errors_stay_text_in_a_browser(tmp_path
         for summary in await chrome.locator("summary").all():
             await summary.click()
         assert await chrome.locator("pre").count() == len(HOSTILE)
+        assert await chrome.evaluate("document.documentElement.scrollWidth") <= 1200
 
 
 async def test_a_story_of_thousands_of_events_still_opens(tmp_path: Path) -> None:
