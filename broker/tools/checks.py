@@ -93,6 +93,9 @@ def _management(snapshot: Snapshot) -> Iterator[Finding]:
     if it.trouble == "silent" and it.instead:
         what = f"Management: nobody answers at {it.address}, but at {it.instead}."
         helps = (f"export BROKER_MANAGEMENT_URL={it.instead}",)
+    elif it.trouble == "silent" and "certificate" in it.why.lower():
+        what = f"Management: the certificate of {it.address} is not trusted: {it.why}."
+        helps = ("export SSL_CERT_FILE=/path/to/ca.pem",)
     elif it.trouble == "silent":
         what = f"Management: nobody answers at {it.address}: {it.why}."
         why = f"Is the plugin off, or elsewhere (BROKER_MANAGEMENT_URL=http://user:password@host:port)? {why}"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import ssl
 from datetime import UTC, datetime
+from errno import errorcode
 from itertools import product
 from urllib.parse import parse_qs, urlsplit
 
@@ -42,7 +44,8 @@ async def _why_not(host: str, port: int, error: BaseException | None, *, tls: bo
     from broker.tools.node import version_in  # httpx takes a while to import
 
     if isinstance(error, OSError) and not isinstance(error, ssl.SSLError):
-        return (error.strerror or str(error)).lower(), ""
+        known = error.errno in errorcode  # a name that cannot be resolved has a number of another kind
+        return (os.strerror(error.errno or 0) if known else error.strerror or str(error)).lower(), ""
     anything = ssl.create_default_context()
     anything.check_hostname, anything.verify_mode = False, ssl.CERT_NONE
     said, _, _ = await _greet(host, port, None if tls else anything)
@@ -110,6 +113,6 @@ async def elsewhere(address: str, host: str) -> str:
                 answer = await client.get(f"{found}/api/whoami")
             except httpx.HTTPError:
                 continue
-            if answer.status_code == httpx.codes.UNAUTHORIZED and "json" in answer.headers.get("content-type", ""):
+            if "RabbitMQ" in answer.headers.get("www-authenticate", ""):
                 return found
     return ""
