@@ -248,6 +248,9 @@ class Recorded:
     async def count(self, queue: str) -> int | None:
         return await self._inner.count(self._prefix + queue)
 
+    async def consumers(self, queue: str) -> int | None:
+        return await self._inner.consumers(self._prefix + queue)
+
     def problems(self) -> list[str]:
         return self._inner.problems()
 
@@ -271,6 +274,10 @@ class RecordedDelivery:
     def message(self) -> Message:
         message = self._inner.message
         return replace(message, exchange=message.exchange.removeprefix(self._prefix))
+
+    @property
+    def number(self) -> int | None:
+        return self._inner.number
 
     @property
     def redelivered(self) -> bool:

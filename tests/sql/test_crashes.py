@@ -64,20 +64,20 @@ def inject(crash: Crash, patch: pytest.MonkeyPatch) -> None:
     execute, commit = AsyncConnection.execute, AsyncConnection.commit
     wake, ack = Relay.wake, MemoryDelivery.ack
 
-    async def running(self: SqlTransactions, envelope: Any, handle: Any) -> bool:
+    async def running(self: SqlTransactions, envelope: Any, handle: Any, *, again: bool = False) -> bool:
         await crash.point("received")
-        return await run(self, envelope, handle)
+        return await run(self, envelope, handle, again=again)
 
     async def knowing(self: SqlTransactions, *arguments: Any) -> bool:
         found = await known(self, *arguments)
         await crash.point("inbox read")
         return found
 
-    async def finishing(self: SqlTransactions, connection: AsyncConnection, *arguments: Any) -> bool:
+    async def finishing(self: SqlTransactions, connection: AsyncConnection, *arguments: Any, again: bool) -> bool:
         await crash.point("flushed")
         connection.info["finishing"] = True
         try:
-            return await finish(self, connection, *arguments)
+            return await finish(self, connection, *arguments, again=again)
         finally:
             if not connection.closed and not connection.invalidated:
                 connection.info.pop("finishing", None)

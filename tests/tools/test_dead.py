@@ -65,6 +65,7 @@ class Fake:
     """A delivery of a message that nobody settles."""
 
     redelivered = lost = False
+    number: int | None = None
 
     def __init__(self, message: Message) -> None:
         self.message = message
