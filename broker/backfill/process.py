@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from time import monotonic
@@ -15,7 +15,7 @@ from structlog.typing import FilteringBoundLogger
 from broker.backfill.note import Note, begin_of, furthest
 from broker.backfill.reading import AGAIN, Reading, Surroundings
 from broker.backfill.seam import Seam
-from broker.errors import BrokerError, ConnectionFailed, ContractError, Malformed
+from broker.errors import BrokerError, ConnectionFailed, ContractError
 from broker.eventlog import EventLog
 from broker.publisher import rabbitmq
 from broker.settings import Settings
@@ -229,7 +229,7 @@ class Backfill:
         if note is None:
             first = await log.place(begin_of(self._since, datetime.now(UTC)))
             note = Note.at(first, seam=first)  # without a note, all may be in the queue
-        if note.next > span.end > 0:
+        if max(note.next, note.seam, note.end or 0) > span.end > 0:
             it.log.warning("event log is another", error="it ends before what was read; it is read from its first")
             note = Note.at(span.first, seam=span.first)
         if note.next < span.first or (not resumed and note.next == span.first > 0):
@@ -274,7 +274,7 @@ class Backfill:
 
     async def _say_how_far_back(self, log: EventLog, first: int, note: Note) -> None:
         """Warn when the log was truncated, and reaches back less far than it should."""
-        at = await _time_at(log, first)
+        at = await log.time_at(first)
         since = begin_of(self._since, datetime.now(UTC))
         if note.next == first and isinstance(since, datetime) and at is not None and at <= since:
             return
@@ -313,15 +313,3 @@ class Backfill:
         async with self._locked():
             await delete(Topology(queues=backfill_topology(self._it.service).queues), self._it.settings)
         self._it.log.info("backfill ended", already_handled=self._it.seam.ignored)
-
-
-async def _time_at(log: EventLog, number: int) -> datetime | None:
-    """When a message of the log was published, as it says itself."""
-    async with aclosing(log.read(number, end=number + 1)) as entries:
-        async for entry in entries:
-            if entry.message is not None and entry.message.timestamp is not None:
-                return entry.message.timestamp.astimezone(UTC)
-            with suppress(Malformed):
-                return entry.envelope.time
-            break
-    return None

@@ -232,29 +232,20 @@ class Reading:
         if self.note.seam < self.note.next:
             async with aclosing(self._log.read(self.note.seam, end=self.note.next)) as entries:
                 async for entry in entries:
-                    if entry.offset is not None and entry.offset >= self.note.next:
-                        break
                     if (message := self._wanted(entry)) is not None:
                         self._it.seam.add(message)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
     async def _read_to(self, end: int) -> None:
-        """Read up to before ``end``, for as long as that takes."""
+        """Read up to before ``end``."""
         position = self._position
-        while position.reached < end:
-            try:
-                async with aclosing(self._log.read(position.reached, end=end)) as entries:
-                    async for entry in entries:
-                        number = entry.offset if entry.offset is not None else position.reached
-                        if number >= end:
-                            break
-                        if number >= position.reached:  # else it comes again, after a reconnect
-                            await self._take(number, entry)
-            except ConnectionFailed as error:
-                self._it.say(error)
-            else:
-                position.pass_to(end)
+        async with aclosing(self._log.read(position.reached, end=end)) as entries:
+            async for entry in entries:
+                number = entry.offset if entry.offset is not None else position.reached
+                if number >= position.reached:  # else it comes again, after a reconnect
+                    await self._take(number, entry)
+        position.pass_to(end)
 
     async def _take(self, number: int, entry: Entry) -> None:
         """Have an entry handled, if the service subscribes to it."""
@@ -297,14 +288,16 @@ class Reading:
     async def _hand_out_alone(self, delivery: LogDelivery) -> None:
         """Have what may have killed its process handled with nothing else in hand; or set it aside."""
         await self.until_idle()
+        self._position.pass_to(delivery.number)
         tries = self.note.tries + 1 if self.note.next == delivery.number else 1
-        self._position.begin(delivery.number)
         await self.write(tries=tries)
         if tries > DELIVERY_LIMIT:
             error = BrokerError(f"begun {DELIVERY_LIMIT} times, and each time its process ended before it did")
             self._it.log.error("dead", number=delivery.number, error=str(error))
             await self.set_aside(delivery, error)
+            self._position.pass_to(delivery.number + 1)
         else:
+            self._position.begin(delivery.number)
             self._it.receive(delivery)
         await self.until_idle()
 

@@ -322,11 +322,12 @@ async def test_under_load_there_is_no_gap_and_no_double(coins: Coins, events: in
     await until(lambda: published > events + 2 * RATE, 30)
     began = time()
     process = coins.start("plain")
-    handled, since = await process.logged("backfilled"), process.lines("backfilling")[0]
-    await process.logged("backfill ended")
+    await process.logged("backfilling")
+    await until(lambda: process.lines("backfill ended"), 300, every=0.2)
     stop.set()
     await living
-    await until(lambda: coins.plain().total() >= published, 60)
+    await until(lambda: coins.plain().total() >= published, 120, every=0.2)
+    (handled,), since = process.lines("backfilled"), process.lines("backfilling")[0]
     assert coins.plain() == Counter(range(published)), "no gap, no double"
     before, meanwhile = coins.latencies(began - 1.5, began), coins.latencies(*map(moment, (since, handled)))
     print(  # noqa: T201  (for people)
