@@ -20,38 +20,38 @@ SHELVES = '''
 from broker import Event, Service
 
 
-class PalletWeighed(Event, name="Pallet Weighed", key="pallet.weighed", subject="number"):
-    """A pallet was put on the scales."""
+class DrumWeighed(Event, name="Drum Weighed", key="drum.weighed", subject="number"):
+    """A drum was put on the scales."""
 
     number: int
 
 
-class PalletLost(Event, name="Pallet Lost", key="pallet.lost", subject="number"):
-    """A pallet is gone."""
+class DrumLost(Event, name="Drum Lost", key="drum.lost", subject="number"):
+    """A drum is gone."""
 
     number: int
 
 
-service = Service("shelves", publishes=[PalletLost])
+service = Service("shelves", publishes=[DrumLost])
 other = Service("audit")
 
 
-@service.on(PalletWeighed)
-async def shelve(pallet: PalletWeighed) -> None: ...
+@service.on(DrumWeighed)
+async def shelve(drum: DrumWeighed) -> None: ...
 
 
-@other.on(PalletWeighed)
-async def audit(pallet: PalletWeighed) -> None: ...
+@other.on(DrumWeighed)
+async def audit(drum: DrumWeighed) -> None: ...
 '''
 
 
-class PalletWeighed(Event, name="Pallet Weighed", key="pallet.weighed", subject="number"):
+class DrumWeighed(Event, name="Drum Weighed", key="drum.weighed", subject="number"):
     """As the service declares it, too."""
 
     number: int
 
 
-class PalletLost(Event, name="Pallet Lost", key="pallet.lost", subject="number"):
+class DrumLost(Event, name="Drum Lost", key="drum.lost", subject="number"):
     """As the service declares it, too."""
 
     number: int
@@ -69,7 +69,7 @@ class Shop:
 
     async def publish(self, *numbers: int) -> None:
         async with Broker(self.url, source="scales") as scales:
-            await scales.publish_many([PalletWeighed(number=number) for number in numbers])
+            await scales.publish_many([DrumWeighed(number=number) for number in numbers])
 
 
 @pytest.fixture
@@ -81,16 +81,16 @@ def shop(tmp_path: Path, vhost_url: str, server: Server) -> Shop:
 async def test_the_log_shows_what_is_meant(shop: Shop) -> None:
     await shop.publish(1, 2, 3)
     async with Broker(shop.url, source="van") as van:
-        lost = await van.publish(PalletLost(number=2))
+        lost = await van.publish(DrumLost(number=2))
     everything = [json.loads(it) for it in (await shop.run("log", "--json")).out.splitlines()]
     assert [(it["name"], it["data"]["number"]) for it in everything] == [
-        ("Pallet Weighed", 1), ("Pallet Weighed", 2), ("Pallet Weighed", 3), ("Pallet Lost", 2)
+        ("Drum Weighed", 1), ("Drum Weighed", 2), ("Drum Weighed", 3), ("Drum Lost", 2)
     ]  # fmt: skip
     assert everything[0]["properties"]["app_id"] == "scales"
     for words, numbers in (
         (("--subject", "2"), [2, 2]),
         (("--source", "van"), [2]),
-        (("--event", "pallet lost"), [2]),
+        (("--event", "drum lost"), [2]),
         (("*.weighed",), [1, 2, 3]),
         (("--id", str(lost)), [2]),
         (("--correlation-id", str(lost)), [2]),
@@ -100,7 +100,7 @@ async def test_the_log_shows_what_is_meant(shop: Shop) -> None:
     ):
         shown = [json.loads(it) for it in (await shop.run("log", "--json", *words)).out.splitlines()]
         assert [it["data"]["number"] for it in shown] == numbers, words
-    assert "Pallet Lost" in (await shop.run("log")).out
+    assert "Drum Lost" in (await shop.run("log")).out
     assert "Nothing in the log is meant by that" in (await shop.run("log", "--subject", "77")).out
 
 
@@ -133,7 +133,7 @@ async def test_events_come_once_more_to_one_service_alone(shop: Shop, start: Sta
     await audit.logged("started")
     await shop.publish(*range(5))
     async with Broker(shop.url, source="van") as van:
-        await van.publish(PalletLost(number=9))
+        await van.publish(DrumLost(number=9))
     await shelves.logged("handled", 5)
     await audit.logged("handled", 5)
     counted = await shop.run("replay", "shelves", "--since", "1h", "--dry-run", "--json")
