@@ -83,7 +83,7 @@ class Entry:
         self._delivery = delivery
         self._handled_exchange = handled_exchange
 
-    @cached_property
+    @property
     def message(self) -> Message | None:
         """As it lies there; None when its properties cannot be decoded."""
         try:
@@ -100,12 +100,13 @@ class Entry:
         """Whether a text may stand in it, in small letters or capitals: looked for before anything is decoded. A
         structured event has it in its body, a binary one among its headers."""
         message = self.message
-        if message is None or text in message.body or text.lower() in message.body.lower():
-            return True
+        if message is None or text in message.body or text.lower() in message.body.lower() or b"\\u" in message.body:
+            return True  # what is escaped may be anything
         if (message.content_type or "").startswith(STRUCTURED) or not message.headers:
             return False
         wanted = text.decode().lower()
-        return any(isinstance(value, str) and wanted in value.lower() for value in message.headers.values())
+        values = message.headers.values()
+        return any(isinstance(it, bytes) or (isinstance(it, str) and wanted in it.lower()) for it in values)
 
     @property
     def is_handlings(self) -> bool:

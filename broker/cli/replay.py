@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -12,26 +14,28 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from broker.cli import log as log_command
 from broker.cli.common import EXIT_CODES, AsJson, From, app, out, printable, settings, wait_for
 from broker.cli.log import CorrelationId, Events, Ids, Offset, Since, Subject, Until, tell
 from broker.errors import ContractError
-from broker.settings import Settings
-from broker.tools.log import Wanted, open_log, part
+from broker.tools.log import Bounds, Wanted, open_log, part
 from broker.tools.replay import Outcome, Replay, patterns_of
+from broker.tools.replay import Progress as Told
 
 
-@app.command(epilog=EXIT_CODES, short_help="Events of the log once more, for one service.")
+@app.command(epilog=EXIT_CODES, short_help="Send one service events of the log once more.")
 def replay(
     service: Annotated[str, typer.Argument(metavar="SERVICE", help="Whose queue they go to.")],
     since: Since = None,
     until: Until = None,
     offset: Offset = None,
+    end: Annotated[int | None, typer.Option(min=0, help="Up to before this number in the log.")] = None,
     event: Events = None,
     subject: Subject = None,
-    id_: Ids = None,
     correlation_id: CorrelationId = None,
+    ids: Ids = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count them.")] = False,
-    rate: Annotated[float | None, typer.Option(help="No more than so many events a second.")] = None,
+    rate: Annotated[float | None, typer.Option(metavar="N", help="So many a second at most.")] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Have them handled again, even if the service's inbox knows them.")
     ] = False,
@@ -40,103 +44,110 @@ def replay(
 ) -> None:
     """Publish events of the log to one service's queue, and to no other service.
 
-    Only what the service subscribes to, up to the log's end as it is now; say from when: --since, or --offset, or which
-    events. Each keeps its id: an inbox (a service with a database) ignores what was handled already. A service without
-    one handles it again. With --force the inbox does not count: effects happen again; what the handlers publish keeps
-    its ids, so that inboxes further on ignore it.
+    Only what the service subscribes to, up to the log's end as it is now. Say from when (--since, --offset), or which
+    (--id, --correlation-id). Each keeps its id: a service with a database ignores what it handled already, one without
+    handles it again. With --force its inbox does not count, and effects happen again; what it publishes keeps its
+    ids, so that the inboxes of others ignore it.
 
-    Safe to interrupt: the last line is the command that goes on.
+    Interrupt it wherever you like: it says how to go on.
     """
-    if since is None and offset is None and not (id_ or correlation_id):
-        raise ContractError("Say from when: --since 2h, --since 2026-07-01T12:30 or --offset 0; or which: --id.")
-    environment = settings()
+    if since is None and offset is None and not (ids or correlation_id):
+        raise ContractError(
+            "Say from when: --since 2h, --since 2026-07-01T12:30, or --offset 0, which is all; "
+            "or which: --id, --correlation-id."
+        )
     wanted = Wanted(
-        events=tuple(event or ()), subject=subject, correlation_id=correlation_id, ids=frozenset(id_ or ()),
-        since=since, until=until,
+        events=tuple(event or ()), subject=subject, correlation_id=correlation_id, ids=frozenset(ids or ())
     )  # fmt: skip
-    places = modules or list(environment.modules)
-    outcome = wait_for(perform(environment, service, places, wanted, offset, dry_run=dry_run, rate=rate, force=force))
+    asked = Asked(service, wanted, rate, force, tuple(modules or ()), as_json)
+    outcome, waiting = wait_for(perform(asked, Bounds(since, until, offset, end), dry_run=dry_run))
     if as_json:
-        print(json.dumps(told(service, outcome, dry_run=dry_run)))  # noqa: T201
+        print(json.dumps(document(service, outcome, dry_run=dry_run)))  # noqa: T201
         return
     console = out()
     for name, count in sorted(outcome.events.items()):
         console.print(Text(f"{count:>8}  {printable(name)}"))
     if outcome.unreadable:
-        tell(f"{outcome.unreadable} messages of the log are no events, and were left out.")
+        tell(f"{outcome.unreadable} messages are no events, and are left out. `broker log` shows them.")
     if dry_run:
-        console.print(f"{outcome.count} would be replayed.")
-    else:
-        console.print(f"{outcome.count} replayed to {service}. Next: broker status {service}")
+        console.print(f"{outcome.count} would be replayed to {service}.")
+        return
+    waits = f" Nothing consumes its queue now: they wait until {service} starts." if waiting else ""
+    console.print(f"{outcome.count} replayed to {service}.{waits} Next: broker status {service}")
 
 
-def told(service: str, outcome: Outcome, *, dry_run: bool) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Asked:
+    """What was typed, but from where to where."""
+
+    service: str
+    wanted: Wanted
+    rate: float | None
+    force: bool
+    modules: tuple[str, ...]
+    as_json: bool
+
+    def go_on(self, outcome: Outcome) -> str:
+        """The command that does the rest."""
+        it = self.wanted
+        words = ["broker", "replay", self.service, "--offset", str(outcome.next), "--end", str(outcome.end)]
+        words += [word for name in it.events for word in ("--event", name)]
+        words += ["--subject", it.subject] if it.subject is not None else []
+        words += ["--correlation-id", str(it.correlation_id)] if it.correlation_id else []
+        words += [word for one in sorted(map(str, it.ids)) for word in ("--id", one)]
+        words += ["--rate", f"{self.rate:g}"] if self.rate is not None else []
+        words += ["--force"] if self.force else []
+        words += [word for name in self.modules for word in ("--from", name)]
+        words += ["--json"] if self.as_json else []
+        return shlex.join(words)
+
+
+async def perform(asked: Asked, bounds: Bounds, *, dry_run: bool) -> tuple[Outcome, bool]:
+    """Do it, showing progress; when it does not end well, say how to go on. And whether the events wait."""
+    environment = settings()
+    patterns = await patterns_of(environment, asked.service, asked.modules or environment.modules)
+    it = Replay(environment, asked.service, asked.wanted.of(patterns), asked.force, asked.rate)
+    async with open_log(environment, "replay") as log:
+        which = await part(log, bounds)
+        log_command.tell_reach(which)
+        outcome = Outcome(which.begin, which.end)
+        with progress(outcome) as it.progress:
+            if dry_run:
+                await it.count(log, outcome)
+                return outcome, False
+            try:
+                await it.run(log, outcome)
+            except BaseException:
+                if outcome.next > outcome.begin:
+                    tell(f"{outcome.count} were replayed; all before {outcome.next} in the log is confirmed. To go on:")
+                    tell(asked.go_on(outcome), "")
+                raise
+    return outcome, it.waiting
+
+
+def document(service: str, outcome: Outcome, *, dry_run: bool) -> dict[str, Any]:
     """The outcome for programs."""
     return {
         "service": service,
-        "dry_run": dry_run,
-        "replayed": 0 if dry_run else outcome.count,
         "matched": outcome.count,
+        "replayed": 0 if dry_run else outcome.count,
         "events": dict(outcome.events),
         "unreadable": outcome.unreadable,
-        "next_offset": outcome.next,
+        "next": outcome.begin if dry_run else outcome.next,
+        "end": outcome.end,
     }
 
 
-async def perform(
-    environment: Settings,
-    service: str,
-    modules: list[str],
-    wanted: Wanted,
-    offset: int | None,
-    *,
-    dry_run: bool,
-    rate: float | None,
-    force: bool,
-) -> Outcome:
-    """Do it, showing progress; when it does not end well, say how to go on."""
-    it = Replay(environment, service, tuple(await patterns_of(environment, service, modules)), wanted, force, rate)
-    async with open_log(environment, "replay") as log:
-        which = await part(log, wanted, offset)
-        if which.truncated is not None:
-            tell(f"The log reaches back to {which.truncated.astimezone():%Y-%m-%d %H:%M:%S} only.")
-        if dry_run:
-            return await it.count(log, which)
-        outcome = it.begun(which)
-        try:
-            with progress(outcome) as it.progress:
-                await it.run(log, which, outcome)
-        except BaseException:
-            if outcome.count:
-                tell(f"{outcome.count} are replayed: all before {outcome.next} in the log. This goes on:")
-                tell(go_on(outcome))
-            raise
-        return outcome
-
-
-def go_on(outcome: Outcome) -> str:
-    """The command as it was typed, but from where it got to."""
-    words, skip = ["broker"], False
-    for word in sys.argv[1:]:
-        if not skip and word not in ("--offset",) and not word.startswith("--offset="):
-            words.append(word)
-        skip = word == "--offset"
-    return shlex.join([*words, "--offset", str(outcome.next)])
-
-
-class progress:  # noqa: N801  (used as a function)
-    """A bar on a terminal; nothing elsewhere."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        columns = (TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        console = Console(stderr=True)
-        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._bar.add_task("", total=max(0, outcome.end - outcome.begin))
-        self._begin = outcome.begin
-
-    def __enter__(self) -> Any:
-        self._bar.start()
-        return lambda outcome: self._bar.update(self._task, completed=outcome.next - self._begin)
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
+@contextmanager
+def progress(outcome: Outcome) -> Iterator[Told]:
+    """Progress through the log on a terminal, gone at the end; nothing elsewhere."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda outcome: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("replaying", total=max(0, outcome.end - outcome.begin))
+        yield lambda outcome: bar.update(
+            task, completed=outcome.next - outcome.begin, description=f"replaying {outcome.count}"
+        )

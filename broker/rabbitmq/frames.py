@@ -51,6 +51,8 @@ _pack_timestamp = Struct(">Q").pack
 
 _STREAM_NUMBER = b"\x0fx-stream-offsetl"
 """The header in which a stream says which of its messages this is, before the number."""
+_STREAM_NUMBER_ALONE = struct.pack(">L", len(_STREAM_NUMBER) + 8) + _STREAM_NUMBER
+"""The beginning of the headers of most of what a stream hands out."""
 _SIZES = dict(zip(b"tbBsuIifldTDV", (1, 1, 1, 2, 2, 4, 4, 4, 8, 8, 8, 5, 0), strict=True))
 """Bytes of a header's value, by its type. Other types begin with their size."""
 
@@ -442,6 +444,10 @@ def _decoded(properties: bytes) -> dict[str, Any]:
         elif kind == "octet":
             decoded[name] = properties[at]
             at += 1
+        elif properties.startswith(_STREAM_NUMBER_ALONE, at):
+            at += len(_STREAM_NUMBER_ALONE)
+            decoded[name] = {"x-stream-offset": _TIMESTAMP(properties, at)[0]}
+            at += 8
         else:
             size, decoded[name] = decode.by_type(properties[at:], kind)
             at += size

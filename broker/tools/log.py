@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncGenerator, Iterable
+import re
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 from uuid import UUID
 
-from broker.envelope import Envelope
+from broker.envelope import STRUCTURED, Envelope
 from broker.errors import ContractError, Malformed
-from broker.eventlog import Entry, EventLog, Span, open_log
+from broker.eventlog import Entry, EventLog, Handling, open_log
 from broker.topology import check_pattern, matches
-from broker.transport import Offset
+from broker.transport import HeaderValue, Offset
 
-__all__ = ["EventLog", "Line", "Part", "Wanted", "check_limit", "line", "lines", "open_log", "part"]
+__all__ = ["Bounds", "EventLog", "Line", "Part", "Wanted", "check_limit", "line", "lines", "open_log", "part"]
 
-SKEW = timedelta(minutes=5)
-"""By how much the clocks of those who publish may differ from RabbitMQ's: so much further is looked."""
+PLAIN = re.compile(r"[A-Za-z0-9 ._:-]+")
+"""Text that stands in JSON as it is."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Wanted:
     """Which events are meant; nothing said: all.
 
@@ -32,7 +34,6 @@ class Wanted:
         subject, source: exactly that.
         correlation_id: of that story.
         ids: of events.
-        since, until: published then or later; before.
     """
 
     patterns: tuple[str, ...] = ()
@@ -41,37 +42,77 @@ class Wanted:
     source: str | None = None
     correlation_id: UUID | None = None
     ids: frozenset[UUID] = frozenset()
-    since: datetime | None = None
-    until: datetime | None = None
 
     def __post_init__(self) -> None:
         """Raises :exc:`ContractError`: what is not a pattern."""
         for pattern in self.patterns:
             check_pattern(pattern)
 
-    @property
+    def of(self, patterns: Sequence[str]) -> Wanted:
+        """Those of them whose keys match one of the patterns."""
+        return replace(self, patterns=tuple(patterns))
+
+    @cached_property
+    def by_key_alone(self) -> bool:
+        """Whether nothing was said but patterns: then what cannot be read is meant, too."""
+        return not (
+            self.events or self.subject is not None or self.source is not None or self.correlation_id or self.ids
+        )
+
+    @cached_property
     def everything(self) -> bool:
-        """Whether nothing was said but when: then what cannot be read is meant, too."""
-        return not (self.events or self.subject or self.source or self.correlation_id or self.ids)
+        """Whether nothing was said."""
+        return self.by_key_alone and not self.patterns
+
+    def line(self, entry: Entry) -> Line | None:
+        """What a message of the log says, if it is no handlings, and meant."""
+        message = entry.message
+        if entry.is_handlings:
+            return None
+        if self.patterns and not self._matches("" if message is None else message.key):
+            return None
+        if self.by_key_alone:
+            return line(entry)
+        if message is None or not self._may_be(entry, message.key):
+            return None
+        it = line(entry)
+        return it if it.envelope is not None and self.has(it.envelope) else None
 
     def has(self, it: Envelope) -> bool:
         """Whether this event is meant."""
-        named = {event.casefold() for event in self.events}
         return (
-            (not self.patterns or any(matches(pattern, it.key) for pattern in self.patterns))
-            and (not named or it.name.casefold() in named or it.key.casefold() in named)
+            (not self.patterns or self._matches(it.key))
+            and (not self._named or it.name.casefold() in self._named or it.key.casefold() in self._named)
             and (self.subject is None or it.subject == self.subject)
             and (self.source is None or it.source == self.source)
             and (self.correlation_id is None or it.story.correlation_id == self.correlation_id)
             and (not self.ids or it.id in self.ids)
-            and self.when(it.time)
         )
 
-    def when(self, time: datetime | None) -> bool:
-        """Whether what was published then is meant; what does not say when, is."""
-        if time is None:
-            return True
-        return (self.since is None or time >= self.since) and (self.until is None or time < self.until)
+    def _matches(self, key: str) -> bool:
+        return any(matches(pattern, key) for pattern in self.patterns)
+
+    @cached_property
+    def _named(self) -> frozenset[str]:
+        return frozenset(event.casefold() for event in self.events)
+
+    @cached_property
+    def _marks(self) -> list[bytes]:
+        """Texts that stand in every event that is meant: looked for before anything is decoded, which takes longer."""
+        ids = [self.correlation_id, *(self.ids if len(self.ids) == 1 else ())]
+        written = [str(it)[-12:] for it in ids if it is not None and it.version != 5]  # 5: may stand for another text
+        texts = [text for text in (self.subject, self.source) if text is not None]
+        return [text.encode() for text in (*texts, *written) if PLAIN.fullmatch(text)]
+
+    @cached_property
+    def _names(self) -> list[bytes] | None:
+        """The names, likewise, one of which stands in every event that is meant; None: no such can be told."""
+        return [name.encode() for name in self._named] if all(map(PLAIN.fullmatch, self._named)) else None
+
+    def _may_be(self, entry: Entry, key: str) -> bool:
+        if not all(map(entry.may_hold, self._marks)):
+            return False
+        return not self._names or key.casefold() in self._named or any(map(entry.may_hold, self._names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,28 +120,28 @@ class Line:
     """One message of the log: an event, handlings, or what could not be read as either.
 
     Attributes:
-        offset: its number in the log.
         key: its routing key.
         envelope: the event; None when it is none.
-        error: why it is none; empty for handlings.
+        handlings: what became of events; empty when it does not tell.
+        error: why it is neither.
     """
 
     entry: Entry
-    offset: int | None
     key: str
     envelope: Envelope | None
+    handlings: list[Handling] = field(default_factory=list)
     error: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """All that a stream keeps of a message, for programs."""
-        return {"offset": self.offset} | self._said() | self._carried()
+        return {"offset": self.entry.offset} | self._said() | self._carried()
 
     def _said(self) -> dict[str, Any]:
         it = self.envelope
+        if self.handlings:
+            told = [handling.model_dump(mode="json", exclude_none=True) for handling in self.handlings]
+            return {"key": self.key, "handlings": told}
         if it is None:
-            if self.entry.is_handlings and not self.error:
-                told = [handling.model_dump(mode="json", exclude_none=True) for handling in self.entry.handlings]
-                return {"key": self.key, "handlings": told}
             return {"key": self.key, "error": self.error}
         return {
             "time": it.time.isoformat(),
@@ -116,7 +157,7 @@ class Line:
         }
 
     def _carried(self) -> dict[str, Any]:
-        """Properties and scalar headers; and the body, where no event was read from it."""
+        """Properties and headers; and the body, where no event was read from it."""
         message = self.entry.message
         if message is None:
             return {}
@@ -128,19 +169,27 @@ class Line:
             "correlation_id": message.correlation_id,
             "timestamp": message.timestamp.isoformat() if message.timestamp else None,
         }
-        headers = {
-            name: value if isinstance(value, str | int | float | bool) or value is None else str(value)
-            for name, value in message.headers.items()
-            if name != "x-stream-offset"
-        }
-        return {"properties": properties, "headers": headers} | (_body(message.body) if self.error else {})
+        carried = {"properties": properties, "headers": _plain(message.headers)}
+        return carried | (_text("body", message.body) if self.error else {})
 
 
-def _body(body: bytes) -> dict[str, str]:
+def _plain(headers: Mapping[str, HeaderValue]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in headers.items():
+        if name == "x-stream-offset":
+            continue
+        if isinstance(value, bytes):
+            found |= _text(name, value)
+        else:
+            found[name] = value.isoformat() if isinstance(value, datetime) else value
+    return found
+
+
+def _text(name: str, value: bytes) -> dict[str, str]:
     try:
-        return {"body": body.decode()}
+        return {name: value.decode()}
     except UnicodeDecodeError:
-        return {"body_base64": base64.b64encode(body).decode()}
+        return {f"{name}_base64": base64.b64encode(value).decode()}
 
 
 def line(entry: Entry) -> Line:
@@ -149,82 +198,101 @@ def line(entry: Entry) -> Line:
     key = message.key if message is not None else "?"
     try:
         if entry.is_handlings:
-            _ = entry.handlings
-            return Line(entry, entry.offset, key, None)
+            return Line(entry, key, None, entry.handlings)
         envelope = entry.envelope
-        _ = envelope.data
-    except (Malformed, ValueError) as error:
-        return Line(entry, entry.offset, key, None, str(error))
-    return Line(entry, entry.offset, key, envelope)
+        if message is None or not _is_json_throughout(message.content_type, message.body):
+            _ = envelope.data
+    except Malformed as error:
+        return Line(entry, key, None, error=str(error))
+    return Line(entry, key, envelope)
+
+
+def _is_json_throughout(content_type: str | None, body: bytes) -> bool:
+    """Whether data of what could be decoded is JSON: it stood within JSON, and not in base64."""
+    return (content_type or "").startswith(STRUCTURED) and b"data_base64" not in body and b"\\u" not in body
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Which part of the log is asked for: what was stored then, to a second, by RabbitMQ's clock.
+
+    Attributes:
+        since, until: then or later; before then.
+        offset, end: from this number on; before this number.
+    """
+
+    since: datetime | None = None
+    until: datetime | None = None
+    offset: int | None = None
+    end: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises :exc:`ContractError`: they contradict each other."""
+        if self.since is not None and self.offset is not None:
+            raise ContractError("--since and --offset both say where to begin. Say one of them.")
+        if self.since is not None and self.until is not None and self.until <= self.since:
+            raise ContractError("--until is not after --since, so nothing is between them. (Is one of them '2h' ago?)")
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Which part of the log is read: numbers, the last excluded; ``end`` None: for ever.
+    """Which part of the log is there, of what was asked for: numbers, the last one excluded.
 
     Attributes:
         truncated: the log does not reach back as far as was asked: since when it does.
     """
 
-    begin: Offset
-    end: int | None
+    begin: int
+    end: int
     truncated: datetime | None = None
 
 
-async def part(log: EventLog, wanted: Wanted, offset: int | None = None, *, follow: bool = False) -> Part:
-    """Where to begin and to end, for what is wanted.
-
-    Args:
-        offset: a number to begin at, rather than a time.
-        follow: go on for ever.
+async def part(log: EventLog, bounds: Bounds) -> Part:
+    """Where to begin and to end; no later than the log's end as it is now.
 
     Raises:
         ContractError: there is no event log.
+        ConnectionFailed: RabbitMQ went away.
     """
     span = await log.span()
     begin, truncated = span.first, None
-    if offset is not None:
-        begin = max(offset, span.first)
-    elif wanted.since is not None:
-        begin = await log.place(wanted.since - SKEW)
-    if span.first and span.end and (wanted.since is not None or offset is not None) and begin <= span.first:
-        truncated = await _reaches_since(log, span, wanted, offset)
-    end = None if follow else span.end
-    if end is not None and wanted.until is not None and wanted.until + SKEW < datetime.now(UTC):
-        end = min(end, await log.place(wanted.until + SKEW))
-    return Part(begin, end, truncated)
+    if bounds.offset is not None:
+        begin = max(bounds.offset, span.first)
+    elif bounds.since is not None:
+        begin = await log.place(bounds.since)
+    if span.first and begin <= span.first:
+        oldest = await log.time_at(span.first)
+        asked_for_more = bounds.offset is not None and bounds.offset < span.first
+        if asked_for_more or (bounds.since is not None and oldest is not None and bounds.since < oldest):
+            truncated = oldest
+    end = span.end if bounds.end is None else min(bounds.end, span.end)
+    if bounds.until is not None and bounds.until < datetime.now(UTC):
+        end = min(end, await log.place(bounds.until))
+    return Part(min(begin, span.end), end, truncated)
 
 
-async def _reaches_since(log: EventLog, span: Span, wanted: Wanted, offset: int | None) -> datetime | None:
-    since = await log.time_at(span.first)
-    missing = offset < span.first if offset is not None else since is not None and wanted.since is not None and wanted.since < since  # fmt: skip  # noqa: E501
-    return since if missing else None
-
-
-async def lines(log: EventLog, which: Part, wanted: Wanted, *, handlings: bool = False) -> AsyncGenerator[Line]:
+async def lines(
+    log: EventLog, wanted: Wanted, begin: Offset, end: int | None, *, handlings: bool = False
+) -> AsyncGenerator[Line]:
     """What is wanted, in the order of the log.
 
     Args:
-        handlings: tell of them, too.
+        begin: a number, or ``"next"``: with what comes.
+        end: the number before which it ends; None: never.
+        handlings: tell what became of it, too.
     """
-    if which.end is not None and not which.end:
-        return
-    async with aclosing(log.read(which.begin, end=which.end)) as entries:
+    shown: set[UUID] = set()
+    async with aclosing(log.read(begin, end=end)) as entries:
         async for entry in entries:
-            it = line(entry)
-            if it.envelope is not None:
-                meant = wanted.has(it.envelope)
-            elif entry.is_handlings and not it.error:
-                meant = handlings and wanted.when(entry.time)
-            else:
-                meant = wanted.everything and wanted.when(entry.time) and _any(wanted.patterns, it.key)
-            if meant:
-                yield it
-
-
-def _any(patterns: Iterable[str], key: str) -> bool:
-    patterns = tuple(patterns)
-    return not patterns or any(matches(pattern, key) for pattern in patterns)
+            if handlings and entry.is_handlings:
+                it = line(entry)
+                about = it.handlings if wanted.everything else [one for one in it.handlings if one.event_id in shown]
+                if about or (it.error and wanted.everything):
+                    yield Line(entry, it.key, None, about, it.error)
+            elif (meant := wanted.line(entry)) is not None:
+                if handlings and meant.envelope is not None and not wanted.everything:
+                    shown.add(meant.envelope.id)
+                yield meant
 
 
 def check_limit(limit: int | None) -> None:

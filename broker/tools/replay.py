@@ -11,23 +11,27 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
 from broker.copies import replayed
-from broker.errors import ContractError, near_miss
+from broker.errors import ConnectionFailed, ContractError, near_miss
 from broker.logs import logger
 from broker.publisher import rabbitmq
 from broker.settings import Settings
 from broker.tools.discover import find_services
-from broker.tools.log import EventLog, Part, Wanted, lines
-from broker.topology import check_service_name, matches
+from broker.tools.log import EventLog, Wanted
+from broker.topology import check_service_name
 from broker.transport import Message, Transport
 
 UNDER_WAY = 1000
 """Copies that wait for their confirm at a time."""
+
+TELL_EVERY = 500
+"""Messages of the log after which progress is told."""
 
 Progress = Callable[["Outcome"], None]
 """Told how far it is, from time to time."""
@@ -41,14 +45,18 @@ class Outcome:
         begin, end: the numbers of the log that are read.
         next: all before this number is confirmed.
         events: how many of each event are confirmed, or, of a dry run, meant.
-        unreadable: messages of the log that are no events, or cannot be copied.
+        unreadable: messages that came to the service, too, and are no events.
     """
 
     begin: int
     end: int
-    next: int = 0
+    next: int = field(init=False)
     events: Counter[str] = field(default_factory=Counter)
     unreadable: int = 0
+
+    def __post_init__(self) -> None:
+        """Nothing is replayed yet."""
+        self.next = self.begin
 
     @property
     def count(self) -> int:
@@ -69,6 +77,8 @@ async def patterns_of(settings: Settings, service: str, modules: Iterable[str]) 
     except ContractError as error:
         found, why = {}, f" ({error})"
     if service in found:
+        if not found[service].handlers.bindings:
+            raise ContractError(f"The service {service!r} subscribes to nothing, so there is nothing to replay to it.")
         return found[service].handlers.bindings
     from broker.tools.management import Management  # httpx takes a while to import
 
@@ -89,41 +99,39 @@ class Replay:
     """One replay.
 
     Attributes:
-        patterns: what the service subscribes to.
-        wanted: which of those events.
+        wanted: which events; by its patterns, those that the service subscribes to.
         again: have them handled even if the inbox knows them.
         rate: events a second, at most.
+        progress: is told.
+        waiting: nothing consumed the service's queue when it began.
     """
 
     settings: Settings
     service: str
-    patterns: tuple[str, ...]
     wanted: Wanted
     again: bool = False
     rate: float | None = None
-    progress: Progress | None = None
+    progress: Progress = lambda outcome: None
+    waiting: bool = False
 
     def __post_init__(self) -> None:
-        if self.rate is not None and not self.rate > 0:
-            raise ContractError(f"--rate {self.rate:g} would never end. Write how many events a second, more than 0.")
+        """Raises :exc:`ContractError`: no rate."""
+        if self.rate is not None and not 0 < self.rate < math.inf:
+            raise ContractError(f"--rate {self.rate:g}: so many events a second, so more than 0. Without it: no limit.")
 
-    def begun(self, which: Part) -> Outcome:
-        """Nothing of a part of the log is replayed yet."""
-        begin = which.begin if isinstance(which.begin, int) else 0
-        return Outcome(begin, which.end or 0, begin)
-
-    async def count(self, log: EventLog, which: Part) -> Outcome:
+    async def count(self, log: EventLog, outcome: Outcome) -> None:
         """How many there would be."""
-        outcome = self.begun(which)
-        async with aclosing(lines(log, which, self.wanted)) as found:
-            async for it in found:
+        async with aclosing(log.read(outcome.begin, end=outcome.end)) as entries:
+            async for entry in entries:
+                it = self.wanted.line(entry)
+                if it is None:
+                    continue
                 if it.envelope is None:
                     outcome.unreadable += 1
-                elif self._subscribed(it.key):
+                else:
                     outcome.events[it.envelope.name] += 1
-        return outcome
 
-    async def run(self, log: EventLog, which: Part, outcome: Outcome) -> None:
+    async def run(self, log: EventLog, outcome: Outcome) -> None:
         """Publish them to the service's queue; ``outcome`` tells how far, however it ends.
 
         Raises:
@@ -137,40 +145,40 @@ class Replay:
             locked(f"{self.service}.replay", self.settings, refusal=refusal) as gone,
             _connected(self.settings) as transport,
         ):
-            if await transport.count(self.service) is None:
+            consumers = await transport.consumers(self.service)
+            if consumers is None:
                 raise ContractError(
                     f"The service {self.service!r} has no queue on RabbitMQ, so nothing was replayed. Start it once, "
                     "which declares it; or start it with --backfill, which reads what it missed."
                 )
+            self.waiting = not consumers
             sending = _Sending(self, transport, outcome)
             try:
-                await self._send(log, which, sending, gone)
+                await self._send(log, sending, gone)
             finally:
                 await sending.settled()
             sending.check()
             outcome.next = outcome.end
 
-    async def _send(self, log: EventLog, which: Part, sending: _Sending, gone: asyncio.Event) -> None:
+    async def _send(self, log: EventLog, sending: _Sending, gone: asyncio.Event) -> None:
         clock = asyncio.get_running_loop().time
-        due = clock()
-        async with aclosing(lines(log, which, self.wanted)) as found:
-            async for it in found:
-                if it.envelope is None or it.entry.message is None or it.offset is None:
-                    sending.outcome.unreadable += 1
-                    continue
-                if not self._subscribed(it.key):
-                    continue
+        due, outcome = clock(), sending.outcome
+        async with aclosing(log.read(outcome.begin, end=outcome.end)) as entries:
+            async for entry in entries:
+                number = entry.offset or 0
+                it = self.wanted.line(entry)
                 if gone.is_set():
-                    raise ContractError("The lock of this replay was lost with its connection: go on from where it is.")
-                if self.rate is not None:
-                    await asyncio.sleep(due - clock())
-                    due = max(due, clock()) + 1 / self.rate
-                await sending.room()
-                sending.check()
-                sending.add(it.offset, it.envelope.name, replayed(it.entry.message, self.service, again=self.again))
-
-    def _subscribed(self, key: str) -> bool:
-        return any(matches(pattern, key) for pattern in self.patterns)
+                    raise ConnectionFailed(f"The connection that held {self.service}.replay, the lock, was lost.")
+                if it is not None and (it.envelope is None or entry.message is None):
+                    outcome.unreadable += 1
+                elif it is not None and it.envelope is not None and entry.message is not None:
+                    if self.rate is not None:
+                        await asyncio.sleep(due - clock())
+                        due = max(due, clock() - 1) + 1 / self.rate
+                    await sending.room()
+                    sending.check()
+                    sending.add(number, it.envelope.name, replayed(entry.message, self.service, again=self.again))
+                sending.reached(number + 1)
 
 
 class _Sending:
@@ -181,28 +189,33 @@ class _Sending:
         self._timeout = replay.settings.publish_timeout
         self._progress = replay.progress
         self._under_way: dict[int, None] = {}
-        self._reached = outcome.next
+        self._next = outcome.next
+        self._looked_at = 0
         self._failed: Exception | None = None
-        self._fewer = asyncio.Event()
+        self._changed: asyncio.Future[None] | None = None
         self.outcome = outcome
 
     def add(self, number: int, name: str, message: Message) -> None:
         """Publish one more."""
         self._under_way[number] = None
-        self._reached = number + 1
         self._transport.post(message, _Waiter(self, number, name), mandatory=True, timeout=self._timeout)
 
+    def reached(self, number: int) -> None:
+        """All before this number was looked at."""
+        self._next = number
+        self._looked_at += 1
+        if self._looked_at % TELL_EVERY == 0:
+            self._tell()
+
     def ended(self, number: int, name: str, error: Exception | None) -> None:
-        """One has its answer. After a failure, what is before it alone counts."""
-        if error is not None:
-            self._failed = self._failed or error
-        else:
+        """One has its answer. What failed stays among those under way: all before the first of them is confirmed."""
+        if error is None:
             self.outcome.events[name] += 1
             del self._under_way[number]
-            self.outcome.next = next(iter(self._under_way), self._reached)
-            if self._progress is not None and self.outcome.count % 100 == 0:
-                self._progress(self.outcome)
-        self._fewer.set()
+        elif self._failed is None:
+            self._failed = error
+        if self._changed is not None and not self._changed.done():
+            self._changed.set_result(None)
 
     def check(self) -> None:
         """Raises what the first that failed did."""
@@ -211,15 +224,23 @@ class _Sending:
 
     async def room(self) -> None:
         """Return when another may be added."""
-        while len(self._under_way) >= UNDER_WAY and self._failed is None:
-            self._fewer.clear()
-            await self._fewer.wait()
+        await self._fewer_than(UNDER_WAY)
 
     async def settled(self) -> None:
         """Return when all have their answer, or one has failed."""
-        while self._under_way and self._failed is None:
-            self._fewer.clear()
-            await self._fewer.wait()
+        try:
+            await self._fewer_than(1)
+        finally:
+            self._tell()
+
+    async def _fewer_than(self, count: int) -> None:
+        while len(self._under_way) >= count and self._failed is None:
+            self._changed = asyncio.get_running_loop().create_future()
+            await self._changed
+
+    def _tell(self) -> None:
+        self.outcome.next = next(iter(self._under_way), self._next)
+        self._progress(self.outcome)
 
 
 class _Waiter:

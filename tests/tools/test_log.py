@@ -1,0 +1,226 @@
+"""Which messages of the log are meant, and what they say: whoever wrote them, and whatever they wrote."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker import ContractError, Settings
+from broker.cli.log import as_text
+from broker.cli.replay import Asked
+from broker.envelope import CONTENT_TYPE, NAMESPACE, as_uuid
+from broker.errors import Malformed
+from broker.eventlog import Entry
+from broker.tools.log import Bounds, Wanted, check_limit, line
+from broker.tools.replay import Outcome, Replay
+from broker.transport import HeaderValue, Message
+from tests.parcels import message
+
+AT = datetime(2026, 7, 1, 12, 30, tzinfo=UTC)
+STORY = UUID("01a21766-9f2d-7289-8cf3-cec00f2b5501")
+EVENT = UUID("01a21766-9f2d-7289-8cf3-cec00f2b5502")
+TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
+
+
+class Lying:
+    """A message as it lies in the log; None: its properties cannot be decoded."""
+
+    number = 7
+    redelivered = lost = False
+
+    def __init__(self, message: Message | None) -> None:
+        self._message = message
+
+    @property
+    def message(self) -> Message:
+        if self._message is None:
+            raise Malformed("its properties cannot be decoded")
+        return self._message
+
+    async def ack(self) -> None:
+        """Nothing here is settled."""
+
+    reject = release = ack
+
+
+def entry(it: Message | None) -> Entry:
+    return Entry(Lying(it), "events.handled")
+
+
+def event(*, ascii_only: bool = True, key: str = "parcel.weighed", **attributes: Any) -> Entry:
+    """As others may write one, too."""
+    document = {
+        "specversion": "1.0", "id": str(EVENT), "source": "scales", "type": "Parcel Weighed", "subject": "1042",
+        "time": AT.isoformat(), "correlationid": str(STORY), "data": {"grams": 3},
+    } | attributes  # fmt: skip
+    return entry(message(json.dumps(document, ensure_ascii=ascii_only).encode(), key=key, content_type=CONTENT_TYPE))
+
+
+def binary(body: bytes = b'{"grams": 3}', **attributes: str) -> Entry:
+    """An event with its attributes among the headers."""
+    said = {"specversion": "1.0", "id": str(EVENT), "source": "scales", "type": "Parcel Weighed"} | attributes
+    headers: dict[str, HeaderValue] = {f"cloudEvents:{name}": value for name, value in said.items()}
+    return entry(message(body, content_type="application/json", headers=headers))
+
+
+def handlings(**changes: Any) -> Entry:
+    told = {
+        "event_id": str(EVENT), "correlation_id": str(STORY), "name": "Parcel Weighed", "outcome": "handled",
+        "attempt": 1, "started": AT.isoformat(), "took": 0.0123, "handler": "pack",
+    } | changes  # fmt: skip
+    body = json.dumps({"service": "packing", "handlings": [told]}).encode()
+    return entry(message(body, exchange="events.handled", key="packing", content_type="application/json"))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "meant"),
+    [
+        (Wanted(), True),
+        (Wanted(patterns=("parcel.*",)), True),
+        (Wanted(patterns=("van.*", "#.weighed")), True),
+        (Wanted(patterns=("van.*",)), False),
+        (Wanted(events=("parcel weighed",)), True),
+        (Wanted(events=("PARCEL.WEIGHED",)), True),
+        (Wanted(events=("Van Broke", "Parcel Weighed")), True),
+        (Wanted(events=("Parcel",)), False),
+        (Wanted(subject="1042"), True),
+        (Wanted(subject="104"), False),
+        (Wanted(subject=""), False),
+        (Wanted(source="scales"), True),
+        (Wanted(source="Scales"), False),
+        (Wanted(correlation_id=STORY), True),
+        (Wanted(correlation_id=EVENT), False),
+        (Wanted(ids=frozenset({EVENT})), True),
+        (Wanted(ids=frozenset({EVENT, STORY})), True),
+        (Wanted(ids=frozenset({STORY})), False),
+        (Wanted(subject="1042", source="van"), False),
+    ],
+)
+def test_what_is_meant(wanted: Wanted, meant: bool) -> None:
+    assert (wanted.line(event()) is not None) is meant
+    by_headers = binary(subject="1042", correlationid=str(STORY).upper())
+    assert (wanted.line(by_headers) is not None) is meant
+
+
+@given(st.sampled_from(["subject", "source", "type"]), TEXTS, st.booleans())
+def test_a_text_is_found_however_it_is_written(attribute: str, text: str, ascii_only: bool) -> None:
+    wanted = {
+        "subject": Wanted(subject=text), "source": Wanted(source=text), "type": Wanted(events=(text,))
+    }[attribute]  # fmt: skip
+    assert wanted.line(event(ascii_only=ascii_only, **{attribute: text})) is not None
+    assert wanted.line(binary(b"{}", **{attribute: text})) is not None
+
+
+@pytest.mark.parametrize("written", [str(EVENT), str(EVENT).upper(), EVENT.hex, f"{{{EVENT}}}", EVENT.urn])
+def test_an_id_is_found_however_it_is_written(written: str) -> None:
+    assert Wanted(ids=frozenset({EVENT})).line(event(id=written)) is not None
+    assert Wanted(correlation_id=EVENT).line(event(correlationid=written)) is not None
+
+
+def test_an_id_that_is_no_uuid_is_found_by_the_one_that_stands_for_it() -> None:
+    stands_for = as_uuid("order-1042", "elsewhere")
+    assert stands_for.version == NAMESPACE.version == 5
+    assert Wanted(ids=frozenset({stands_for})).line(event(id="order-1042", source="elsewhere")) is not None
+
+
+def test_a_number_is_found_as_a_subject() -> None:
+    assert Wanted(subject="1042").line(event(subject=1042)) is not None
+
+
+@pytest.mark.parametrize(
+    ("foreign", "why"),
+    [
+        (entry(message(b"hello")), "not a CloudEvent"),
+        (entry(message(b"[" * 100_000)), "not a CloudEvent"),
+        (entry(message(b"\xff\xfe")), "not a CloudEvent"),
+        (binary(b"\xff"), "is not JSON"),
+        (event(data_base64="!"), "not base64"),
+        (event(data_base64="/w=="), "is not JSON"),
+        (entry(None), "cannot be decoded"),
+    ],
+    ids=lambda it: it if isinstance(it, str) else "",
+)
+def test_what_is_no_event_is_shown_as_such(foreign: Entry, why: str) -> None:
+    it = Wanted().line(foreign)
+    assert it is not None
+    assert why in it.error
+    assert why in as_text(it).plain
+    assert why in json.loads(json.dumps(it.as_json()))["error"]
+    assert Wanted(subject="1042").line(foreign) is None
+
+
+def test_what_is_no_event_is_shown_with_its_bytes() -> None:
+    headers: dict[str, HeaderValue] = {
+        "n": 1,
+        "at": AT,
+        "raw": b"\xff",
+        "word": b"ok",
+        "x-stream-offset": 7,
+        "no": None,
+    }
+    foreign = line(entry(message(b"\xff\0", headers=headers, content_type=None, type="Odd"))).as_json()
+    assert foreign["body_base64"] == "/wA="
+    assert foreign["headers"] == {"n": 1, "at": AT.isoformat(), "raw_base64": "/w==", "word": "ok", "no": None}
+    assert (foreign["offset"], foreign["key"], foreign["properties"]["type"]) == (7, "parcel.weighed", "Odd")
+    assert line(entry(message(b"hello"))).as_json()["body"] == "hello"
+
+
+@given(st.binary(max_size=60), st.dictionaries(TEXTS, TEXTS | st.binary(max_size=9), max_size=3), st.booleans())
+def test_whatever_lies_there_can_be_shown(body: bytes, headers: dict[str, HeaderValue], handled: bool) -> None:
+    exchange = "events.handled" if handled else "events"
+    it = line(entry(message(body, exchange=exchange, headers=headers)))
+    json.dumps(it.as_json())
+    assert as_text(it).plain.isprintable()
+
+
+def test_terminal_escapes_are_not_shown_as_they_are() -> None:
+    shown = as_text(line(event(type="\x1b[2J", source="\x1b]0;owned\x07", data={"x": "\x1b[31m"}))).plain
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+
+
+def test_handlings_are_told_in_words() -> None:
+    shown = as_text(line(handlings(outcome="dead", error="ValueError: \x1b[31mno tape", attempt=3))).plain
+    assert "packing" in shown
+    assert "dead after 0.012s, attempt 3: ValueError" in shown
+    assert "\x1b" not in shown
+    (told,) = line(handlings()).as_json()["handlings"]
+    assert (told["service"], told["outcome"], told["event_id"]) == ("packing", "handled", str(EVENT))
+    assert Wanted().line(handlings()) is None, "an event alone is meant"
+    assert line(entry(message(b"[]", exchange="events.handled"))).error
+
+
+def test_bounds_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ContractError, match="both say where to begin"):
+        Bounds(since=AT, offset=3)
+    with pytest.raises(ContractError, match="--until is not after --since"):
+        Bounds(since=AT, until=AT)
+    with pytest.raises(ContractError, match="shows nothing"):
+        check_limit(0)
+    with pytest.raises(ContractError, match="is not a pattern"):
+        Wanted(patterns=("Not A Pattern",))
+
+
+@pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])
+def test_a_rate_that_is_none_is_refused(rate: float) -> None:
+    with pytest.raises(ContractError, match="so more than 0"):
+        Replay(Settings(), "packing", Wanted(), rate=rate)
+
+
+def test_the_command_that_goes_on_says_all_that_was_said() -> None:
+    outcome = Outcome(3, 99)
+    outcome.next = 42
+    assert Asked("packing", Wanted(), None, False, (), False).go_on(outcome) == (
+        "broker replay packing --offset 42 --end 99"
+    )
+    wanted = Wanted(events=("Parcel Weighed",), subject="it's", correlation_id=STORY, ids=frozenset({EVENT}))
+    assert Asked("packing", wanted, 2.5, True, ("shop",), True).go_on(outcome) == (
+        "broker replay packing --offset 42 --end 99 --event 'Parcel Weighed' --subject 'it'\"'\"'s' "
+        f"--correlation-id {STORY} --id {EVENT} --rate 2.5 --force --from shop --json"
+    )
