@@ -159,17 +159,22 @@ class Recorder:
 def body(service: str, handlings: Iterable[Noted]) -> bytes:
     """Handlings as they stand in the event log. Put together from pieces: all of the service waits meanwhile."""
     told = []
+    before: tuple[str, Alike] | None = None
+    second = common = ""
     for event_id, story, began, took, alike in handlings:
         at = f"{began:07}"
+        if (at[:-6], alike) != before:  # most are as the one before
+            before = at[:-6], alike
+            second, common = f"{datetime.fromtimestamp(int(at[:-6]), UTC):%Y-%m-%dT%H:%M:%S}", _common(alike)
         told.append(
-            f'{{"event_id":"{event_id}","correlation_id":"{story}",{_alike(alike)},'
-            f'"started":"{_second(at[:-6])}.{at[-6:]}Z","took":{took:.6f}}}'
+            f'{{"event_id":"{event_id}","correlation_id":"{story}",{common},'
+            f'"started":"{second}.{at[-6:]}Z","took":{took:.6f}}}'
         )
     return f'{{"service":"{service}","handlings":[{",".join(told)}]}}'.encode()
 
 
 @lru_cache(maxsize=1000)
-def _alike(alike: Alike) -> str:
+def _common(alike: Alike) -> str:
     name, outcome, attempt, handler, error, delay = alike
     told: dict[str, Any] = {"name": name, "outcome": outcome, "attempt": attempt, "handler": handler}
     if error is not None:
@@ -177,8 +182,3 @@ def _alike(alike: Alike) -> str:
     if delay is not None:
         told["delay"] = delay
     return to_json(told).decode()[1:-1]
-
-
-@lru_cache(maxsize=8)
-def _second(at: str) -> str:
-    return f"{datetime.fromtimestamp(int(at), UTC):%Y-%m-%dT%H:%M:%S}"
