@@ -304,8 +304,8 @@ async def delete(topology: Topology, settings: Settings) -> None:
         pass
 
     link = Link(settings, "delete", logger(settings), declare=nothing)
-    await link.open()
     try:
+        await link.open()
         await remove(link, topology)
     finally:
         await link.close()
