@@ -190,13 +190,13 @@ async def test_what_does_not_say_since_when_is_refused(coins: Coins) -> None:
 
 
 @pytest.mark.parametrize(
-    ("events", "kills"), [(800, 4), pytest.param(20_000, 40, marks=pytest.mark.full)], ids=["some", "many"]
+    ("events", "kills"), [(600, 3), pytest.param(5000, 40, marks=pytest.mark.full)], ids=["some", "many"]
 )
 async def test_whenever_it_is_killed_it_goes_on_where_it_was(coins: Coins, events: int, kills: int) -> None:
     """One service with a database, one without, killed (-9) at the same moments, while events arrive."""
     chance, published = random.Random(7), events
     await coins.toss(*range(events))
-    phases = ["connected", "backfilling", "handling", "started"]
+    phases = ["connected", "handling", "started", "backfilling"]
 
     async def live() -> None:
         nonlocal published
