@@ -253,7 +253,7 @@ class Reader:
             if found.empty:
                 raise ContractError(await self._not_found(log, span, correlation_id))
             if correlation_id not in found.events:
-                found.first = await first_time(log, span)
+                found.first = await log.time_at(span.first)
         return await self._told_of(found)
 
     def so_far(self, why: str) -> Story | None:
@@ -398,7 +398,7 @@ class Reader:
 
     async def _reach(self, log: EventLog, span: Span) -> str:
         """How much the log holds, for people."""
-        first = await first_time(log, span)
+        first = await log.time_at(span.first) if span.first < span.end else None
         since = f", the oldest of {first:%Y-%m-%d %H:%M:%S} UTC" if first is not None else ""
         return f"{span.end - span.first:,} messages{since}"
 
@@ -452,16 +452,6 @@ def meant(entry: Entry, wanted: Wanted) -> Envelope | None:
         return entry.envelope if wanted.meant(entry.envelope) else None
     except Malformed:
         return None
-
-
-async def first_time(log: EventLog, span: Span) -> datetime | None:
-    """When the oldest message of the log was published, if it says so."""
-    if span.first == span.end:
-        return None
-    async with aclosing(log.read(span.first, end=span.end)) as entries:
-        async for entry in entries:
-            return entry.message.timestamp if entry.message is not None else None
-    return None
 
 
 async def bound(management: Management, settings: Settings) -> Subscriptions:
