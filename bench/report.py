@@ -101,6 +101,7 @@ def floors(results: list[Figures]) -> list[Floor]:
             2.5,
             True,
         ),
+        Floor("`broker replay`, × `publish_many`", ratio("replay", many), 0.7, True),
         *_database_floors(results),
     ]
 
@@ -172,6 +173,7 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
     "transactional": ("The same handler in one transaction with its inbox entry", ("rate", "cpu")),
     "pruning": ("Pruning an inbox while handlers commit: what they waited", ("p50", "p99", "ms")),
     "event log": ("`publish_many`, the event log on and off", ("rate", "cpu")),
+    "replay": ("`broker replay`, and `publish_many` with the event log on", ("rate", "cpu")),
 }
 CURVES: dict[str, tuple[str, str, str]] = {
     "subscribers": ("subscribers", "cpu", "publisher's CPU, µs an event"),

@@ -234,6 +234,18 @@ def inboxes(bench: Bench) -> None:
             )
 
 
+def replay(bench: Bench) -> None:
+    """Events of the event log once more, for one service, beside what published them."""
+    for _ in range(bench.rounds):
+        count = bench.some(20_000)
+        for do, name in (("publish_many", "publish_many"), ("replay", "ours")):
+            bench.empty()
+            bench.keep("replay", name, bench.run("ours", do, count=count, settings={"log": True}))
+            bench.check(count)
+        bench.delete("events.log")
+    bench.empty()
+
+
 ROWS: dict[int, Callable[[Bench], None]] = {
     1: publish,
     2: one_by_one,
@@ -249,4 +261,5 @@ ROWS: dict[int, Callable[[Bench], None]] = {
     12: relay,
     13: commits,
     14: inboxes,
+    15: replay,
 }
