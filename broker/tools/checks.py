@@ -47,9 +47,9 @@ def check_connection(snapshot: Snapshot) -> Iterator[Finding]:
     amqp = snapshot.amqp
     if amqp is not None and amqp.trouble:
         commands: dict[str, tuple[str, ...]] = {
-            "login": (f"rabbitmqctl authenticate_user {amqp.user}",),
+            "login": (_control("authenticate_user", amqp.user),),
             "vhost": (
-                f"rabbitmqctl add_vhost {snapshot.vhost}",
+                _control("add_vhost", snapshot.vhost),
                 snapshot.control("set_permissions", amqp.user, ".*", ".*", ".*"),
             ),
         }
@@ -103,15 +103,20 @@ def _management(snapshot: Snapshot) -> Iterator[Finding]:
     elif it.trouble == "tag":
         what = f"Management: {it.address} refuses the user {it.user!r}: it has no tag."
         why = f"Give it one, or name another user: BROKER_MANAGEMENT_URL=http://user:password@host:port. {why}"
-        helps = (f"rabbitmqctl set_user_tags {it.user} monitoring",)
+        helps = (_control("set_user_tags", it.user, "monitoring"),)
     elif it.trouble == "login":
         what = f"Management: {it.address} refuses the login of {it.user!r}: {it.why}."
         same = amqp is not None and amqp.user == it.user and not amqp.trouble
         why = "AMQP takes it. " * same + f"BROKER_MANAGEMENT_URL=http://user:password@host:port names another. {why}"
-        helps = (f"rabbitmqctl authenticate_user {it.user}",)
+        helps = (_control("authenticate_user", it.user),)
     else:
         what = f"Management: {it.why}"
     yield Finding("problem", "connection", what, why, helps)
+
+
+def _control(*words: str) -> str:
+    """A ``rabbitmqctl`` command for all virtual hosts."""
+    return shlex.join(["rabbitmqctl", *words])
 
 
 # -- RabbitMQ itself -------------------------------------------------------------------------------------------------
@@ -134,12 +139,12 @@ def check_flags(snapshot: Snapshot) -> Iterator[Finding]:
     for flag in off:
         if flag.name in NEEDED_FLAGS:
             why = "Services cannot declare their queues, or publishers the event log."
-            helps = f"rabbitmqctl enable_feature_flag {flag.name}"
+            helps = _control("enable_feature_flag", flag.name)
             yield Finding("problem", check, f"The feature flag {flag.name} is disabled.", why, (helps,))
     others = [it.name for it in off if it.stability == "stable" and it.name not in (*NEEDED_FLAGS, *OPTIONAL_FLAGS)]
     if others:
         what = f"Stable feature flags are disabled: {', '.join(others)}."
-        commands = tuple(f"rabbitmqctl enable_feature_flag {name}" for name in others)
+        commands = tuple(_control("enable_feature_flag", name) for name in others)
         yield Finding("note", check, what, "A later RabbitMQ may refuse to start without them.", commands)
 
 
