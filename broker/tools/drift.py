@@ -138,7 +138,7 @@ def _not_started(snapshot: Snapshot, fresh: Iterable[Service]) -> Iterator[Findi
 WHY_EXCHANGE = "Its retries and dead letters have no way to go."
 WHY_QUEUE = "What is published now does not reach it; the event log keeps it."
 WHY_DEAD = "What it cannot handle has no place to go, and stays in its queue."
-WHY_BOUND = "It does not get these events; the event log keeps them."
+WHY_BOUND = "It does not get these events; the event log keeps them, and `broker replay` brings them."
 WHY_EVENTS = "Nobody can publish, and nobody gets anything."
 
 
