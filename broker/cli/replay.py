@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from time import monotonic
 from typing import Annotated, Any
 
 import typer
@@ -17,10 +18,14 @@ from rich.text import Text
 from broker.cli import log as log_command
 from broker.cli.common import EXIT_CODES, AsJson, From, app, out, printable, settings, wait_for
 from broker.cli.log import CorrelationId, Events, Ids, Offset, Since, Subject, Until, tell
-from broker.errors import ContractError
+from broker.errors import ContractError, near_miss
+from broker.settings import Settings
 from broker.tools.log import Bounds, Wanted, open_log, part
-from broker.tools.replay import Outcome, Replay, patterns_of
+from broker.tools.replay import Outcome, Replay, has_inbox, patterns_of
 from broker.tools.replay import Progress as Told
+
+EVERY = 10.0
+"""Seconds from one line of progress to the next, where there is no terminal."""
 
 
 @app.command(epilog=EXIT_CODES, short_help="Send one service events of the log once more.")
@@ -61,19 +66,31 @@ def replay(
     )  # fmt: skip
     asked = Asked(service, wanted, rate, force, tuple(modules or ()), as_json)
     outcome, waiting = wait_for(perform(asked, Bounds(since, until, offset, end), dry_run=dry_run))
+    for note in notes(asked, outcome):
+        tell(note)
     if as_json:
         print(json.dumps(document(service, outcome, dry_run=dry_run)))  # noqa: T201
         return
     console = out()
     for name, count in sorted(outcome.events.items()):
         console.print(Text(f"{count:>8}  {printable(name)}"))
-    if outcome.unreadable:
-        tell(f"{outcome.unreadable} messages are no events, and are left out. `broker log` shows them.")
     if dry_run:
         console.print(f"{outcome.count} would be replayed to {service}.")
         return
     waits = f" Nothing consumes its queue now: they wait until {service} starts." if waiting else ""
     console.print(f"{outcome.count} replayed to {service}.{waits} Next: broker status {service}")
+
+
+def notes(asked: Asked, outcome: Outcome) -> Iterator[str]:
+    """What is worth knowing beside the count."""
+    if outcome.unreadable:
+        yield f"{outcome.unreadable} messages are no events, and are left out. `broker log` shows them."
+    came_by = {*outcome.seen, *outcome.seen.values()}
+    for name in asked.wanted.events:
+        if name.casefold() not in {one.casefold() for one in came_by}:
+            yield f"No event {printable(name)!r} is in that part of the log.{printable(near_miss(name, came_by))}"
+    if outcome.count and not asked.force and has_inbox(asked.service, asked.modules or Settings().modules) is False:
+        yield f"{asked.service} has no database, so no inbox: it handles again what it has handled already."
 
 
 @dataclass(frozen=True)
@@ -140,10 +157,10 @@ def document(service: str, outcome: Outcome, *, dry_run: bool) -> dict[str, Any]
 
 @contextmanager
 def progress(outcome: Outcome) -> Iterator[Told]:
-    """Progress through the log on a terminal, gone at the end; nothing elsewhere."""
+    """Progress through the log: on a terminal a bar, gone at the end; elsewhere a line from time to time."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda outcome: None
+        yield told_in_lines()
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
@@ -151,3 +168,17 @@ def progress(outcome: Outcome) -> Iterator[Told]:
         yield lambda outcome: bar.update(
             task, completed=outcome.next - outcome.begin, description=f"replaying {outcome.count}"
         )
+
+
+def told_in_lines() -> Told:
+    """Progress for a file that somebody reads."""
+    last = monotonic()
+
+    def told(outcome: Outcome) -> None:
+        nonlocal last
+        if monotonic() - last >= EVERY:
+            last = monotonic()
+            read, of = outcome.next - outcome.begin, outcome.end - outcome.begin
+            tell(f"{read:,} of {of:,} messages of the log read, {outcome.count:,} events", "")
+
+    return told

@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 
 from broker.copies import replayed
 from broker.errors import ConnectionFailed, ContractError, near_miss
+from broker.eventlog import IN_HAND, Entry
 from broker.logs import logger
 from broker.publisher import rabbitmq
 from broker.settings import Settings
 from broker.tools.discover import find_services
-from broker.tools.log import EventLog, Wanted
+from broker.tools.log import EventLog, Line, Wanted
 from broker.topology import check_service_name
 from broker.transport import Message, Transport
 
@@ -32,6 +33,9 @@ UNDER_WAY = 1000
 
 TELL_EVERY = 500
 """Messages of the log after which progress is told."""
+
+SEEN_MOST = 10_000
+"""Events whose names are remembered for a near miss."""
 
 Progress = Callable[["Outcome"], None]
 """Told how far it is, from time to time."""
@@ -46,6 +50,7 @@ class Outcome:
         next: all before this number is confirmed.
         events: how many of each event are confirmed, or, of a dry run, meant.
         unreadable: messages that came to the service, too, and are no events.
+        seen: the names of all events that came by, meant or not, by routing key.
     """
 
     begin: int
@@ -53,6 +58,7 @@ class Outcome:
     next: int = field(init=False)
     events: Counter[str] = field(default_factory=Counter)
     unreadable: int = 0
+    seen: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Nothing is replayed yet."""
@@ -94,6 +100,14 @@ async def patterns_of(settings: Settings, service: str, modules: Iterable[str]) 
     return keys
 
 
+def has_inbox(service: str, modules: Iterable[str]) -> bool | None:
+    """Whether a service knows what it has handled, as the code says; None: the code does not know the service."""
+    try:
+        return next((it.database is not None for it in find_services(modules) if it.name == service), None)
+    except ContractError:
+        return None
+
+
 @dataclass(slots=True)
 class Replay:
     """One replay.
@@ -121,15 +135,27 @@ class Replay:
 
     async def count(self, log: EventLog, outcome: Outcome) -> None:
         """How many there would be."""
+        looked_at = 0
         async with aclosing(log.read(outcome.begin, end=outcome.end)) as entries:
             async for entry in entries:
-                it = self.wanted.line(entry)
-                if it is None:
-                    continue
-                if it.envelope is None:
+                it = self._meant(entry, outcome)
+                if it is not None and it.envelope is None:
                     outcome.unreadable += 1
-                else:
+                elif it is not None and it.envelope is not None:
                     outcome.events[it.envelope.name] += 1
+                looked_at += 1
+                if looked_at % TELL_EVERY == 0:
+                    outcome.next = (entry.offset or 0) + 1
+                    self.progress(outcome)
+
+    def _meant(self, entry: Entry, outcome: Outcome) -> Line | None:
+        """What a message says, if it came to the service, too, and is meant."""
+        message = entry.message
+        if message is not None and message.exchange != self.settings.exchange:
+            return None
+        if message is not None and message.key not in outcome.seen and len(outcome.seen) < SEEN_MOST:
+            outcome.seen[message.key] = message.type or message.key
+        return self.wanted.line(entry)
 
     async def run(self, log: EventLog, outcome: Outcome) -> None:
         """Publish them to the service's queue; ``outcome`` tells how far, however it ends.
@@ -163,10 +189,12 @@ class Replay:
     async def _send(self, log: EventLog, sending: _Sending, gone: asyncio.Event) -> None:
         clock = asyncio.get_running_loop().time
         due, outcome = clock(), sending.outcome
-        async with aclosing(log.read(outcome.begin, end=outcome.end)) as entries:
+        # what waits in memory counts as taken and not acknowledged, which RabbitMQ bears for half an hour
+        in_hand = IN_HAND if self.rate is None else min(IN_HAND, 1 + int(60 * self.rate))
+        async with aclosing(log.read(outcome.begin, end=outcome.end, in_hand=in_hand)) as entries:
             async for entry in entries:
                 number = entry.offset or 0
-                it = self.wanted.line(entry)
+                it = self._meant(entry, outcome)
                 if gone.is_set():
                     raise ConnectionFailed(f"The connection that held {self.service}.replay, the lock, was lost.")
                 if it is not None and (it.envelope is None or entry.message is None):

@@ -129,6 +129,10 @@ async def test_events_come_once_more_to_one_service_alone(shop: Shop, start: Sta
     await audit.logged("handled", 5)
     counted = await shop.run("replay", "shelves", "--since", "1h", "--dry-run", "--json")
     assert (counted.json["matched"], counted.json["replayed"]) == (5, 0)
+    mistyped = await shop.run("replay", "shelves", "--since", "1h", "--dry-run", "--event", "drum weihed")
+    assert "0 would be replayed" in mistyped.out
+    assert "Did you mean" in mistyped.err
+    assert "Drum Weighed" in mistyped.err
     some = await shop.run("replay", "shelves", "--since", "1h", "--subject", "3", "--json")
     assert some.json["replayed"] == 1
     await shelves.logged("handled", 6)
@@ -136,6 +140,7 @@ async def test_events_come_once_more_to_one_service_alone(shop: Shop, start: Sta
     assert await shelves.ended() == 0
     waiting = await shop.run("replay", "shelves", "--since", "1h")
     assert "5 replayed to shelves. Nothing consumes its queue now" in waiting.out
+    assert "shelves has no database" in waiting.err
     again = start(BROKER, "run", "shelves:service", url=shop.url, folder=shop.folder)
     await again.logged("handled", 5)
     ids = {line["event_id"] for line in shelves.lines("handled")}
