@@ -96,8 +96,14 @@ def redriven(message: Message, service: str) -> Message:
 
 def replayed(message: Message, service: str, *, again: bool) -> Message:
     """An event of the log for one service's queue, as if just published; ``again``: whatever its inbox says."""
-    it = redriven(message, service)
-    return replace(it, headers={**it.headers, AGAIN: True}) if again else it
+    headers: dict[str, HeaderValue] = {"broker-key": message.key, "broker-attempt": 0}
+    if again:
+        headers[AGAIN] = True
+    headers |= carried(message.headers, MOST - OURS_MOST)
+    it = message
+    return Message(
+        service, service, it.body, it.content_type, it.type, it.correlation_id, it.app_id, it.timestamp, headers
+    )  # fmt: skip
 
 
 def brought_forward(message: Message, service: str) -> Message:

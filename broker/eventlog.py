@@ -82,14 +82,17 @@ class Entry:
     def __init__(self, delivery: Delivery, handled_exchange: str) -> None:
         self._delivery = delivery
         self._handled_exchange = handled_exchange
+        self._message: Message | None = None
 
     @property
     def message(self) -> Message | None:
         """As it lies there; None when its properties cannot be decoded."""
-        try:
-            return self._delivery.message
-        except Malformed:
-            return None
+        if self._message is None:
+            try:
+                self._message = self._delivery.message
+            except Malformed:
+                return None
+        return self._message
 
     @property
     def offset(self) -> int | None:
@@ -111,7 +114,8 @@ class Entry:
     @property
     def is_handlings(self) -> bool:
         """Whether it tells of handlings; else it is an event, or foreign."""
-        return self.message is not None and self.message.exchange == self._handled_exchange
+        message = self.message
+        return message is not None and message.exchange == self._handled_exchange
 
     @cached_property
     def envelope(self) -> Envelope:

@@ -48,6 +48,7 @@ _pack_header = Struct(">BHIHxxQ").pack
 _pack_next = Struct(">BBHI").pack  # the end of a frame, and the beginning of the next
 _pack_flags = Struct(">H").pack
 _pack_timestamp = Struct(">Q").pack
+_pack_size = Struct(">L").pack
 
 _STREAM_NUMBER = b"\x0fx-stream-offsetl"
 """The header in which a stream says which of its messages this is, before the number."""
@@ -144,11 +145,24 @@ def _short(text: str, what: str) -> bytes:
 def _table(headers: Mapping[str, Any]) -> bytes:
     """The headers as pamqp writes them; of bytes, it knows bytearray alone."""
     try:
+        if all(map(_is_short, headers.values())):
+            fields = b"".join([_field(name, headers[name]) for name in sorted(headers)])
+            return _pack_size(len(fields)) + fields
         return field_table(
             {name: bytearray(value) if isinstance(value, bytes) else value for name, value in headers.items()}
         )
     except Exception as unfit:
         raise ValueError(f"headers that cannot be sent: {_why(unfit)}") from None
+
+
+def _is_short(value: object) -> bool:
+    return type(value) is int or (type(value) is str and len(value) <= 100)
+
+
+@lru_cache(maxsize=1024)
+def _field(name: str, value: str | int) -> bytes:
+    """One header: many messages have the same."""
+    return field_table({name: value})[4:]
 
 
 def content(channel: int, properties: bytes, body: bytes, frame_max: int) -> bytes:

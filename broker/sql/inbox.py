@@ -206,7 +206,9 @@ class SqlTransactions:
                 async with Turn(self._store) as turn:
                     if self._store.sqlite:
                         await connection.rollback()  # what was read is no part of the transaction
+                    if not connection.in_transaction():  # or the handler's session would have, and end, its own
                         await connection.begin()
+                    if self._store.sqlite:
                         if alone:
                             await turn.take()
                             await connection.exec_driver_sql("BEGIN IMMEDIATE")

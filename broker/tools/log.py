@@ -16,7 +16,7 @@ from broker.envelope import STRUCTURED, Envelope
 from broker.errors import ContractError, Malformed
 from broker.eventlog import Entry, EventLog, Handling, open_log
 from broker.topology import check_pattern, matches
-from broker.transport import HeaderValue, Offset
+from broker.transport import HeaderValue, Message, Offset
 
 __all__ = ["Bounds", "EventLog", "Line", "Part", "Wanted", "check_limit", "line", "lines", "open_log", "part"]
 
@@ -72,10 +72,10 @@ class Wanted:
         if self.patterns and not self._matches("" if message is None else message.key):
             return None
         if self.by_key_alone:
-            return line(entry)
+            return _event(entry, message)
         if message is None or not self._may_be(entry, message.key):
             return None
-        it = line(entry)
+        it = _event(entry, message)
         return it if it.envelope is not None and self.has(it.envelope) else None
 
     def has(self, it: Envelope) -> bool:
@@ -195,10 +195,17 @@ def _text(name: str, value: bytes) -> dict[str, str]:
 def line(entry: Entry) -> Line:
     """What a message says. Nothing in it is trusted."""
     message = entry.message
+    if message is None or not entry.is_handlings:
+        return _event(entry, message)
+    try:
+        return Line(entry, message.key, None, entry.handlings)
+    except Malformed as error:
+        return Line(entry, message.key, None, error=str(error))
+
+
+def _event(entry: Entry, message: Message | None) -> Line:
     key = message.key if message is not None else "?"
     try:
-        if entry.is_handlings:
-            return Line(entry, key, None, entry.handlings)
         envelope = entry.envelope
         if message is None or not _is_json_throughout(message.content_type, message.body):
             _ = envelope.data

@@ -87,5 +87,7 @@ class FollowUp(Base):
 async def keep_customer(session: AsyncSession, event: CustomerDetailsChanged) -> None:
     """Keep a customer's details, unless those we have are as new or newer."""
     known = await session.get(Customer, event.customer_id, with_for_update=True)
-    if known is None or known.revision < event.revision:
+    if known is None:
+        session.add(Customer(**event.model_dump()))  # and if somebody else just has: the same again, as a whole
+    elif known.revision < event.revision:
         await session.merge(Customer(**event.model_dump()))

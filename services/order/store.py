@@ -101,5 +101,7 @@ class Address(Copy):
 async def keep(session: AsyncSession, key: UUID, copy: Copy) -> None:
     """Keep a copy, unless the one we have is as new or newer."""
     known = await session.get(type(copy), key, with_for_update=True)
-    if known is None or known.revision < copy.revision:
+    if known is None:
+        session.add(copy)  # and if somebody else just has: the same again, as a whole
+    elif known.revision < copy.revision:
         await session.merge(copy)

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.copies import ERROR_MOST, TRACEBACK_MOST, Failure, brought_forward, copy, history, redriven
+from broker.copies import (
+    ERROR_MOST,
+    TRACEBACK_MOST,
+    Failure,
+    brought_forward,
+    copy,
+    history,
+    is_again,
+    redriven,
+    replayed,
+)
 from broker.errors import Reject
 from broker.rabbitmq.plain import properties_of
 from broker.transport import Death, HeaderValue, Message
@@ -178,3 +188,28 @@ def test_what_is_brought_forward_keeps_its_attempts() -> None:
     assert (now.exchange, now.key) == ("packing", "packing")
     assert history(now, "packing") == ("parcel.sent", 3)
     assert "x-delivery-count" not in now.headers
+
+
+def test_a_replayed_event_is_as_if_just_published() -> None:
+    lying = message(b"body", headers={"tenant": "a", "broker-attempt": 7, "broker-again": True, "x-stream-offset": 3})
+    it = replayed(lying, "packing", again=False)
+    assert (it.exchange, it.key, it.body, it.content_type) == ("packing", "packing", b"body", lying.content_type)
+    assert it.headers == {"broker-key": "parcel.weighed", "broker-attempt": 0, "tenant": "a"}
+    assert history(it, "packing") == ("parcel.weighed", 1)
+
+
+def test_only_the_service_itself_has_an_event_handled_again() -> None:
+    """Its copies keep that, whatever becomes of them."""
+    forced = replayed(message(), "packing", again=True)
+    assert is_again(forced, "packing")
+    for it in (
+        copy(forced, failure(), "packing.retry.30s"),
+        redriven(forced, "packing"),
+        brought_forward(forced, "packing"),
+    ):
+        assert is_again(it, "packing")
+    assert not is_again(forced, "crm")
+    strange = message(headers={"broker-again": True})
+    assert not is_again(strange, "packing")
+    for it in (copy(strange, failure(), "packing.retry.30s"), redriven(strange, "packing")):
+        assert not is_again(it, "packing")
