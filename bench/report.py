@@ -75,6 +75,8 @@ def floors(results: list[Figures]) -> list[Floor]:
     memory = dict(points(results, "backlog", "ours", "memory"))
     share = memory[max(memory)] / memory[min(memory)] if memory else None
     logged, unlogged = of("event log", "on"), of("publish", "faststream")
+    recorded = ratio("handlings", "not recorded", "recorded")
+    beside = ratio("backfill beside", "before", "meanwhile", "p50")
     peer, many, at_share = "faststream", "publish_many", "latency at 60 %"
     return [
         Floor("`publish_many`, × FastStream", ratio("publish", peer, many), 4.5, True),
@@ -102,6 +104,8 @@ def floors(results: list[Figures]) -> list[Floor]:
             True,
         ),
         Floor("`broker replay`, × `publish_many`", ratio("replay", many), 0.7, True),
+        Floor("handlings recorded, × the rate without", recorded, 0.95, True),
+        Floor("live events beside a backfill, p50, × before", beside, 2, False),
         *_database_floors(results),
     ]
 
@@ -174,6 +178,9 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
     "pruning": ("Pruning an inbox while handlers commit: what they waited", ("p50", "p99", "ms")),
     "event log": ("`publish_many`, the event log on and off", ("rate", "cpu")),
     "replay": ("`broker replay`, and `publish_many` with the event log on", ("rate", "cpu")),
+    "handlings": ("Consuming a backlog, handlings recorded or not", ("rate", "cpu")),
+    "backfill": ("A backfill while 500 events a second arrive", ("rate", "cpu", "memory")),
+    "backfill beside": ("From publish to another service's handler, before the backfill and meanwhile", ("p50", "p99")),
 }
 CURVES: dict[str, tuple[str, str, str]] = {
     "subscribers": ("subscribers", "cpu", "publisher's CPU, µs an event"),

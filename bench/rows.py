@@ -224,14 +224,15 @@ def inboxes(bench: Bench) -> None:
     """Looking an event up in a growing inbox, and pruning it while handlers commit."""
     most = 1_000_000 if bench.scale > 1 else 50_000
     for kind in DATABASES:
-        for count in (1000, 10_000, most):
-            with bench.database(kind) as database:
-                figures = bench.run("transactional", "look_up", count=count, options={"database": database})
-                bench.keep("look-up", kind, figures, count)
         with bench.database(kind) as database:
-            bench.keep(
-                "pruning", kind, bench.run("transactional", "pruning", count=most, options={"database": database})
-            )
+            filled = 0
+            for count in (1000, 10_000, most):
+                options = {"database": database, "filled": filled}
+                figures = bench.run("transactional", "look_up", count=count, options=options)
+                bench.keep("look-up", kind, figures, count)
+                filled = count
+            figures = bench.run("transactional", "pruning", count=most, options={"database": database})
+            bench.keep("pruning", kind, figures)
 
 
 def replay(bench: Bench) -> None:
@@ -244,6 +245,38 @@ def replay(bench: Bench) -> None:
             bench.check(count)
         bench.delete("events.log")
     bench.empty()
+
+
+def handlings(bench: Bench) -> None:
+    """A backlog, with and without a record of each handling; turns, for the difference is small."""
+    for _ in range(3 * bench.rounds):
+        for on in (False, True):
+            bench.fill("ours", bench.some(8000))
+            figures = bench.run(
+                "ours", "consume", count=bench.some(8000), settings={"log": True, "record_handlings": on}
+            )
+            bench.keep("handlings", "recorded" if on else "not recorded", figures)
+            bench.check(0)
+    bench.delete("events.log")
+
+
+def backfill(bench: Bench) -> None:
+    """A service that comes late reads a long log while 500 events a second go to another: what that one notices."""
+    count, live, logged = bench.some(33_334), int(2500 * min(bench.scale, 4)), {"log": True}
+    bench.empty()
+    bench.run("ours", "publish_many", count=count, settings=logged)
+    bench.empty()
+    late = None
+    for beside in ("before", "meanwhile"):
+        if beside == "meanwhile":  # it handles each event of both turns once, or does not end
+            late = bench.start("ours", "backfill", count=count + 2 * live, queues=["late"], settings=logged)
+        consuming = bench.start("ours", "consume", count=live, settings=logged)
+        bench.run("ours", "paced", count=live, rate=500, settings=logged)
+        bench.keep("backfill beside", beside, consuming.end())
+        bench.check(0)
+    assert late is not None
+    bench.keep("backfill", "ours", late.end())
+    bench.delete("events.log", "late", "late.dead")
 
 
 ROWS: dict[int, Callable[[Bench], None]] = {
@@ -262,4 +295,6 @@ ROWS: dict[int, Callable[[Bench], None]] = {
     13: commits,
     14: inboxes,
     15: replay,
+    16: handlings,
+    17: backfill,
 }

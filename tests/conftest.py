@@ -45,6 +45,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(OnUvloop())
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long rows may take long, but not forever."""
+    for item in items:
+        if item.get_closest_marker("full"):
+            item.add_marker(pytest.mark.timeout(7200))
+
+
 def pytest_collection_finish() -> None:
     """Two test modules that declare the same event would depend on which of them is imported first."""
     seen: dict[str, str] = {}

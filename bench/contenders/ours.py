@@ -10,7 +10,7 @@ from uuid import UUID
 
 from bench.job import Job, Seen, Share
 from bench.order import KEY, Line, fields
-from broker import Broker, Event, Service, Settings
+from broker import Broker, Context, Event, Service, Settings
 from broker.logs import logger
 from broker.rabbitmq import RabbitMQ
 from broker.service import serve
@@ -105,6 +105,22 @@ async def replay(job: Job) -> None:
             await replaying.run(log, outcome)
     assert outcome.count == job.count
     assert told
+
+
+async def backfill(job: Job) -> None:
+    """A service that starts for the first time, and handles all that the event log has, and what comes meanwhile."""
+    seen, handled = Seen(job), list[UUID]()
+    it = Service(job.queues[0], backfill="1h")
+
+    @it.on(NewOrderPlaced)
+    async def handle(order: NewOrderPlaced, context: Context) -> None:
+        handled.append(context.event_id)
+        seen.take(order)
+
+    async with serve(it, settings(job), logger(settings(job))):
+        await seen.all.wait()
+        await asyncio.sleep(1)  # nothing more comes
+    assert len(handled) == len(set(handled)) == job.count
 
 
 async def idle(job: Job) -> None:

@@ -119,9 +119,10 @@ def entry(number: int) -> Entry:
     return Entry("bench", "bench", UUID(int=number * 0x9E3779B97F4A7C15F39CC0605CEDC835 % 2**128), b"8 bytes.")
 
 
-async def fill_inbox(store: Store, count: int) -> None:
+async def fill_inbox(store: Store, filled: int, count: int) -> None:
+    """From so many entries on, to so many."""
     long_ago = datetime.now(UTC) - timedelta(days=365)
-    for at in range(0, count, 10_000):
+    for at in range(filled, count, 10_000):
         rows = [asdict(entry(n)) | {"handled_at": long_ago} for n in range(at, min(at + 10_000, count))]
         async with store.committing() as connection:
             await connection.execute(insert(inbox), rows)
@@ -130,7 +131,7 @@ async def fill_inbox(store: Store, count: int) -> None:
 async def look_up(job: Job) -> None:
     """Asks an inbox of so many entries whether it knows an event."""
     async with database(job) as store, open_broker(job) as broker:
-        await fill_inbox(store, job.count)
+        await fill_inbox(store, job.options["filled"], job.count)
         transactions = SqlTransactions(store, broker, Relay(store, broker, log(job)), log(job))
         took = []
         for n in range(2000):
@@ -142,9 +143,8 @@ async def look_up(job: Job) -> None:
 
 
 async def pruning(job: Job) -> None:
-    """Removes a million entries while handlers commit; how long the slowest of them waited."""
+    """Removes the entries that `look_up` asked for while handlers commit; how long the slowest of them waited."""
     async with database(job) as store:
-        await fill_inbox(store, job.count)
         removing = asyncio.create_task(prune(store, "bench", datetime.now(UTC)))
         took, number = [], job.count
         while not removing.done():

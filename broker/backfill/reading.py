@@ -248,7 +248,8 @@ class Reading:
         position.pass_to(end)
 
     async def _take(self, number: int, entry: Entry) -> None:
-        """Have an entry handled, if the service subscribes to it."""
+        """Have an entry handled, if the service subscribes to it. RabbitMQ leaves numbers out: they are passed, too."""
+        self._position.pass_to(number)
         message = self._wanted(entry)
         if message is not None:
             if number >= self.note.seam:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
-from broker.cli.common import EXIT_CODES, From, app, out, printable, settings
-from broker.errors import ContractError
+from broker.cli.common import EXIT_CODES, From, app, file_named, settings, write
 from broker.tools.discover import find_services
 
 
@@ -25,7 +22,7 @@ def asyncapi(
         typer.Option("--format", metavar="yaml|json", help="Unsaid: as the name of --output ends, else yaml."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write it there. Unsaid: print it.", dir_okay=False)
+        Path | None, typer.Option(metavar="FILE", parser=file_named, help="Write it there. Unsaid: print it.")
     ] = None,
     title: Annotated[
         str | None, typer.Option(help="Of the application. Unsaid: the service's name, or 'Business events'.")
@@ -48,11 +45,4 @@ def asyncapi(
     found = find_services(modules or environment.modules)
     about = About(tuple(services or ()), title, version, server)
     document = written(describe(found, read_catalogue(found), environment, about), chosen)
-    if output is None:
-        sys.stdout.buffer.write(document)
-        return
-    try:
-        output.write_bytes(document)
-    except OSError as error:
-        raise ContractError(f"--output {output}: {error.strerror}.") from None
-    out().print(Text(f"Written to {printable(str(output))}."))
+    write("--output", output or Path("-"), document)

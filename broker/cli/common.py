@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
@@ -39,9 +40,18 @@ app = typer.Typer(
 
 From = Annotated[
     list[str] | None,
-    typer.Option("--from", metavar="MODULE", help="Where to look for events and services. Default: BROKER_MODULES."),
+    typer.Option(
+        "--from", metavar="MODULE", help="Where to look for events and services, instead of BROKER_MODULES; repeatable."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def file_named(text: str) -> Path:
+    """A file to write, as the value of an option; ``-`` is stdout. Another option is none: the name was forgotten."""
+    if text.startswith("-") and text != "-":
+        raise typer.BadParameter(f"{text!r} is an option. Which file? Name it, or '-' to print it.")
+    return Path(text)
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -106,6 +116,22 @@ def until(at: datetime) -> str:
     """How soon, for people."""
     left = (at - datetime.now(UTC)).total_seconds()
     return f"in {lasting(left)}" if left > 0 else "now"
+
+
+def write(option: str, file: Path, content: bytes) -> None:
+    """Write a file that an option names, and say so; ``-``: print it.
+
+    Raises:
+        ContractError: it cannot be written.
+    """
+    if str(file) == "-":
+        sys.stdout.buffer.write(content)
+        return
+    try:
+        file.write_bytes(content)
+    except OSError as error:
+        raise ContractError(f"{option} {file}: {error.strerror}.") from None
+    out().print(Text(f"Written: {printable(str(file.resolve()))}"), soft_wrap=True)
 
 
 def out() -> Console:

@@ -23,15 +23,17 @@ Since = Annotated[
     datetime | None, typer.Option(parser=moment, metavar="TIME", help="Stored then or later: 1h ago, 2026-07-01T12:30.")
 ]
 Until = Annotated[datetime | None, typer.Option(parser=moment, metavar="TIME", help="Stored before then.")]
-Offset = Annotated[int | None, typer.Option(min=0, help="From this number in the log on, rather than a time.")]
+Offset = Annotated[
+    int | None, typer.Option(min=0, metavar="N", help="From this number in the log on, rather than a time.")
+]
 Events = Annotated[
     list[str] | None,
-    typer.Option("--event", metavar="NAME", help="Business event name or routing key; may be repeated."),
+    typer.Option("--event", metavar="NAME", help="Business event name or routing key; repeatable."),
 ]
-Subject = Annotated[str | None, typer.Option(help="Events about this entity.")]
-Source = Annotated[str | None, typer.Option(help="Events that this service or program published.")]
-CorrelationId = Annotated[UUID | None, typer.Option(help="Events of this story.")]
-Ids = Annotated[list[UUID] | None, typer.Option("--id", help="This event; may be repeated.")]
+Subject = Annotated[str | None, typer.Option(metavar="ID", help="Events about this entity.")]
+Source = Annotated[str | None, typer.Option(metavar="NAME", help="Events that this service or program published.")]
+CorrelationId = Annotated[UUID | None, typer.Option(metavar="ID", help="Events of this story.")]
+Ids = Annotated[list[UUID] | None, typer.Option("--id", metavar="ID", help="This event; repeatable.")]
 
 HOUR = timedelta(hours=1)
 COLOURS: dict[Outcome, str] = {"handled": "green", "duplicate": "green", "retrying": "yellow", "dead": "red"}

@@ -11,13 +11,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from broker.cli.common import EXIT_CODES, AsJson, From, app, out, printable, settings, wait_for
+from broker.cli.common import EXIT_CODES, AsJson, From, app, file_named, out, printable, settings, wait_for, write
 from broker.errors import BrokerError, ContractError
 from broker.service import Service
 from broker.settings import Settings
 from broker.tools.discover import find_services
 from broker.tools.map import Map, ServiceNode, Subscribed, draw, look, mermaid
 from broker.tools.map_page import page
+from broker.topology import is_pattern
 
 COLOURS = {"both": "", "code": "yellow", "live": "red"}
 
@@ -27,7 +28,10 @@ def map_(
     code: Annotated[bool, typer.Option("--code", help="Only what the code declares; asks nobody.")] = False,
     live: Annotated[bool, typer.Option("--live", help="Only what RabbitMQ has.")] = False,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write it as a page for a browser.", dir_okay=False)
+        Path | None,
+        typer.Option(
+            "--html", metavar="FILE", parser=file_named, help="Write a page for a browser: map.html; '-' prints it."
+        ),
     ] = None,
     as_mermaid: Annotated[bool, typer.Option("--mermaid", help="Print a Mermaid flowchart.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 if anything does not fit.")] = False,
@@ -41,13 +45,9 @@ def map_(
     code declares, an event nobody hears. Changes nothing: `broker doctor` mends.
     """
     environment = settings()
-    found = wait_for(read(environment, modules or list(environment.modules), code=code, live=live, check=check))
+    found = wait_for(read(environment, modules or [], code=code, live=live, check=check))
     if html is not None:
-        try:
-            html.write_text(page(found), encoding="utf-8")
-        except OSError as error:
-            raise ContractError(f"--html {html}: {error.strerror}.") from None
-        out().print(Text(f"Written: {html}"))
+        write("--html", html, page(found).encode())
     elif as_json:
         print(json.dumps(found.as_json(), indent=2))  # noqa: T201
     elif as_mermaid:
@@ -60,14 +60,15 @@ def map_(
 
 async def read(environment: Settings, modules: list[str], *, code: bool, live: bool, check: bool) -> Map:
     """Look at what was asked for. What was not seen is not checked: then RabbitMQ's silence is an error."""
-    services: list[Service] | None = None if live and not code else find_services(modules)
+    services: list[Service] | None = None if live and not code else find_services(modules or environment.modules)
     if code and not live:
         return draw(services, None)
     from broker.tools.management import Management  # httpx takes a while to import
 
     try:
         async with Management.of(environment) as management:
-            return draw(services, await look(management, environment.exchange, environment.event_log))
+            seen = await look(management, environment.exchange, environment.event_log)
+            return draw(services, seen, looked_in=modules)
     except BrokerError as error:
         if live or check or services is None or isinstance(error, ContractError):
             raise
@@ -112,7 +113,7 @@ def events_table(it: Map) -> Table:
 
 def subscriber(link: Subscribed, *, both: bool) -> Text:
     """A service that gets an event, by which binding if it is a pattern, and whether that stands on one side only."""
-    by = f" ({printable(link.binding)})" if "*" in link.binding or "#" in link.binding else ""
+    by = f" ({printable(link.binding)})" if is_pattern(link.binding) and link.binding != link.event else ""
     return Text(printable(link.service) + by, COLOURS[link.where] if both else "")
 
 

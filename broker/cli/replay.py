@@ -15,9 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from broker.cli import log as log_command
 from broker.cli.common import EXIT_CODES, AsJson, From, app, out, printable, settings, wait_for
-from broker.cli.log import CorrelationId, Events, Ids, Offset, Since, Subject, Until, tell
+from broker.cli.log import CorrelationId, Events, Ids, Offset, Since, Subject, Until, tell, tell_reach
 from broker.errors import ContractError, near_miss
 from broker.settings import Settings
 from broker.tools.log import Bounds, Wanted, open_log, part
@@ -34,7 +33,7 @@ def replay(
     since: Since = None,
     until: Until = None,
     offset: Offset = None,
-    end: Annotated[int | None, typer.Option(min=0, help="Up to before this number in the log.")] = None,
+    end: Annotated[int | None, typer.Option(min=0, metavar="N", help="Up to before this number in the log.")] = None,
     event: Events = None,
     subject: Subject = None,
     correlation_id: CorrelationId = None,
@@ -61,9 +60,7 @@ def replay(
             "Say from when: --since 2h, --since 2026-07-01T12:30, or --offset 0, which is all; "
             "or which: --id, --correlation-id."
         )
-    wanted = Wanted(
-        events=tuple(event or ()), subject=subject, correlation_id=correlation_id, ids=frozenset(ids or ())
-    )  # fmt: skip
+    wanted = Wanted(events=tuple(event or ()), subject=subject, correlation_id=correlation_id, ids=frozenset(ids or ()))
     asked = Asked(service, wanted, rate, force, tuple(modules or ()), as_json)
     outcome, waiting = wait_for(perform(asked, Bounds(since, until, offset, end), dry_run=dry_run))
     for note in notes(asked, outcome):
@@ -126,7 +123,7 @@ async def perform(asked: Asked, bounds: Bounds, *, dry_run: bool) -> tuple[Outco
     it = Replay(environment, asked.service, asked.wanted.of(patterns), asked.force, asked.rate)
     async with open_log(environment, "replay") as log:
         which = await part(log, bounds)
-        log_command.tell_reach(which)
+        tell_reach(which)
         outcome = Outcome(which.begin, which.end)
         with progress(outcome) as it.progress:
             if dry_run:

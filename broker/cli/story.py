@@ -22,12 +22,14 @@ from broker.cli.common import (
     From,
     ago,
     app,
+    file_named,
     moment,
     one_line,
     out,
     printable,
     settings,
     wait_for,
+    write,
 )
 from broker.cli.dead import progress
 from broker.errors import ContractError
@@ -78,7 +80,11 @@ def story(
     mermaid: Annotated[bool, typer.Option("--mermaid", help="Print a Mermaid sequence diagram.")] = False,
     html: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write a page with a sequence diagram and all details; '-' prints it."),
+        typer.Option(
+            metavar="FILE",
+            parser=file_named,
+            help="Write a page with a sequence diagram and all details: story.html; '-' prints it.",
+        ),
     ] = None,
     modules: From = None,
     as_json: AsJson = False,
@@ -87,7 +93,8 @@ def story(
     for a retry or lies among the dead letters, and who has not handled it yet. Reads the event log, disturbs nobody.
     """
     if (which is None) == (subject is None):
-        raise typer.BadParameter("Which story? Give a correlation id, or --subject ID; not both.")
+        taken = f" {str(html)!r} is the FILE of --html: name that, too." if html is not None and subject is None else ""
+        raise typer.BadParameter(f"Which story? Give a correlation id, or --subject ID; not both.{taken}")
     environment = settings()
     with progress("reading the event log") as told:
         reader = Reader(environment, modules or list(environment.modules), told)
@@ -147,7 +154,7 @@ def show(found: Story, html: Path | None, *, mermaid: bool, as_json: bool) -> No
     if html is not None:
         from broker.tools.story_page import page
 
-        write(html, page(found))
+        write("--html", html, page(found).encode())
     if mermaid:
         from broker.tools.story_drawing import mermaid as diagram
 
@@ -156,18 +163,6 @@ def show(found: Story, html: Path | None, *, mermaid: bool, as_json: bool) -> No
         print(json.dumps(found.as_json(), indent=2))  # noqa: T201
     elif html is None:
         out().print(screen(found))
-
-
-def write(file: Path, text: str) -> None:
-    """Write a file and say so, or print it."""
-    if str(file) == "-":
-        print(text, end="")  # noqa: T201
-        return
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ContractError(f"--html {file}: {error.strerror}") from None
-    out().print(Text(f"Written: {file.resolve()}"), soft_wrap=True)
 
 
 def screen(found: Story) -> Group:
@@ -228,15 +223,7 @@ def since_begun(found: Story, at: datetime, *, moved: bool) -> Text:
 
 def closing(found: Story) -> list[Text]:
     """How it stands, what one should know, and what to type next."""
-    counts = {
-        "handled": found.count("handled", "duplicate"),
-        "dead": found.count("dead"),
-        "waiting": found.count("waiting", "retrying"),
-        "without a record": found.count("unrecorded"),
-    }
-    told = [f"{count} {what}" for what, count in counts.items() if count or what == "handled"]
-    events = f"{len(found.steps)} event{'' if len(found.steps) == 1 else 's'}"
-    lines = [Text(f"{events} within {elapsed(found.ended - found.begun)}: {', '.join(told)}.")]
+    lines = [Text(found.summary)]
     lines += [Text(printable(note), "yellow") for note in found.notes]
     if following := next_command(found):
         lines.append(Text(following, "bold"))

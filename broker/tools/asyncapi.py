@@ -28,16 +28,15 @@ from urllib.parse import unquote, urlsplit
 from uuid import UUID
 
 import yaml
-from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from pydantic_core import from_json, to_jsonable_python
 
 from broker.envelope import CONTENT_TYPE, Story, encode
 from broker.errors import ContractError, near_miss
-from broker.events import Event, closest_version, fields_of
+from broker.events import Event, closest_version
 from broker.service import Service
 from broker.settings import Settings
-from broker.tools.catalogue import Entry
+from broker.tools.catalogue import Entry, differ
 from broker.tools.examples import Example, Quiet, example_of, settled, unique
 from broker.topology import is_pattern, matches, service_topology
 
@@ -213,7 +212,7 @@ class Document:
         found: dict[type[Event], list[str]] = {}
         for publisher in entry.publishers:
             event = _same(self.services[publisher].publishes, entry.event) or entry.event
-            known = next((other for other in found if not _differ(other, event)), event)
+            known = next((other for other in found if not differ(other, event)), event)
             found.setdefault(known, []).append(publisher)
         for event, publishers in found.items():
             other = event is not next(iter(found))
@@ -479,13 +478,6 @@ def _same(events: Iterable[type[Event]], like: type[Event]) -> type[Event] | Non
     return next((it for it in events if (it.__contract__.name, it.__contract__.version) == wanted), None)
 
 
-def _differ(one: type[Event], other: type[Event]) -> bool:
-    try:
-        return one is not other and fields_of(one) != fields_of(other)
-    except PydanticInvalidForJsonSchema:
-        return True
-
-
 def _gets(service: Service, message: Message) -> bool:
     return any(it.service == service.name for it in message.entry.subscribers)
 
@@ -506,7 +498,7 @@ def _narrower(service: Service, message: Message) -> Iterator[str]:
     if own is None and named:
         read_as = closest_version(named, contract.version).__contract__.version
         yield f"Version {contract.version} is read as version {read_as}."
-    elif own is not None and _differ(own, message.event):
+    elif own is not None and differ(own, message.event):
         properties = own.model_json_schema(schema_generator=Quiet).get("properties", {})
         yield f"Of {markdown(contract.name)} it reads {_codes(properties) or 'no field'}."
 

@@ -1,4 +1,9 @@
-"""Who publishes what, who subscribes to it, and why: from the code alone."""
+"""Who publishes what, who subscribes to it, and why: from the code alone.
+
+A subscriber may declare a narrower class of a foreign event. So who defines an event is who publishes it: its fields
+are those of the first publisher, by the services' names; of an event that nobody here publishes, of the first
+subscriber. Publishers that disagree are named by `broker doctor`.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +12,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic.errors import PydanticInvalidForJsonSchema
+
 from broker.errors import ContractError, UnknownEvent, near_miss
-from broker.events import Event, declared
+from broker.events import Event, declared, fields_of
 from broker.handlers import Handler
 from broker.service import Service
 from broker.topology import matches
@@ -31,7 +38,11 @@ class Subscribed:
 
 @dataclass(slots=True)
 class Entry:
-    """One version of one event, over all services."""
+    """One version of one event, over all services.
+
+    Attributes:
+        event: the class of who defines it.
+    """
 
     event: type[Event]
     publishers: list[str] = field(default_factory=list)
@@ -69,8 +80,10 @@ def read_catalogue(services: Iterable[Service]) -> list[Entry]:
     entries: dict[tuple[str, int], Entry] = {}
     for service in services:
         service.check()
-    used = [event for service in services for event in (*service.publishes, *service.handlers.events)]
-    for event in (*used, *declared()):
+    by_name = sorted(services, key=lambda service: service.name)
+    published = [event for service in by_name for event in service.publishes]
+    subscribed_to = [event for service in by_name for event in service.handlers.events]
+    for event in (*published, *subscribed_to, *declared()):
         entries.setdefault((event.__contract__.name, event.__contract__.version), Entry(event))
     check_collisions(entry.event for entry in entries.values())
     for service in services:
@@ -96,6 +109,14 @@ def check_collisions(events: Iterable[type[Event]]) -> None:
             raise ContractError(f"Two events have the key {contract.key!r}: {name!r} and {contract.name!r}.")
         if key != contract.key:
             raise ContractError(f"Two events are named {contract.name!r}: with the keys {key!r} and {contract.key!r}.")
+
+
+def differ(one: type[Event], other: type[Event]) -> bool:
+    """Whether two classes of one event have different fields, as far as that can be told."""
+    try:
+        return one is not other and fields_of(one) != fields_of(other)
+    except PydanticInvalidForJsonSchema:
+        return True
 
 
 def _subscribed(service: Service, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Subscribed]]:

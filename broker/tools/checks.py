@@ -7,8 +7,10 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
+from broker.events import Event
+from broker.tools.catalogue import differ
 from broker.tools.drift import CHECK as TOPOLOGY
-from broker.tools.drift import FIX, LEFT_OVER, check_leftovers, check_topology, maker
+from broker.tools.drift import LEFT_OVER, check_leftovers, check_topology, maker
 from broker.tools.policies import check_limits, check_policies, size
 from broker.tools.rights import CHECK as PERMISSIONS
 from broker.tools.rights import check_permissions
@@ -28,15 +30,32 @@ NEARLY = 0.85
 """The share of a node's memory limit from which on an alarm is near."""
 
 
+# -- the code --------------------------------------------------------------------------------------------------------
+
+
+def check_code(snapshot: Snapshot) -> Iterator[Finding]:
+    """Whether it can be read, and publishers agree on what an event is."""
+    if snapshot.code_error:
+        why = "Without the code nobody knows what should stand on RabbitMQ."
+        yield Finding("problem", "code", snapshot.code_error, why, (snapshot.with_module,))
+    first: dict[tuple[str, int], tuple[str, type[Event]]] = {}
+    for service in sorted(snapshot.services or (), key=lambda it: it.name):
+        for event in service.publishes:
+            contract = event.__contract__
+            name, defined = first.setdefault((contract.name, contract.version), (service.name, event))
+            if differ(defined, event):
+                which = f"{contract.name} version {contract.version}"
+                what = f"{which} has other fields from {service.name} than from {name}."
+                why = f"Whoever reads it by one class sets aside what lacks a field. Here {name}'s counts."
+                yield Finding("warning", "code", what, why, (snapshot.broker("events", contract.name),))
+
+
 # -- connection ------------------------------------------------------------------------------------------------------
 
 
 def check_connection(snapshot: Snapshot) -> Iterator[Finding]:
     """AMQP and management, each by itself."""
     check = "connection"
-    if snapshot.code_error:
-        why = "Without the code nobody knows what should stand on RabbitMQ."
-        yield Finding("problem", "code", snapshot.code_error, why, ("broker doctor --from MODULE",))
     nobody = bool(snapshot.doors) and not any(door.version for door in snapshot.doors)
     for door in snapshot.doors:
         if not door.version:
@@ -198,26 +217,26 @@ def check_log(snapshot: Snapshot) -> Iterator[Finding]:
     log = snapshot.queues.get(name)
     if log is None:
         why = "Publishers that may not declare it fail; what nobody subscribed to is returned to those that publish."
-        yield Finding("problem", check, f"The event log {name!r} is missing.", why, (FIX,))
+        yield Finding("problem", check, f"The event log {name!r} is missing.", why, (snapshot.fix,))
         return
     if snapshot.listed and log.type != "stream":
         what = f"{name} is a {log.type} queue, not a stream."
         why = "It hands each event to one reader, once; nobody else can read it."
-        yield Finding("problem", check, what, why, (snapshot.control("delete_queue", name), FIX))
+        yield Finding("problem", check, what, why, (snapshot.control("delete_queue", name), snapshot.fix))
         return
     if snapshot.bindings is None:
         return
     keys = {it.key for it in snapshot.bound(name) if it.source == settings.exchange}
     if "#" not in keys:
-        some = f" by '#', only by {', '.join(sorted(map(repr, keys)))}" if keys else ""
-        what = f"{name} is not bound to {settings.exchange!r}{some}."
+        only = f" by '#', only by {', '.join(sorted(map(repr, keys)))}" if keys else ""
+        what = f"{name} is not bound to {settings.exchange!r}{only}."
         why = "It misses events; those that nobody subscribed to are returned to their publishers as Unroutable."
-        yield Finding("problem", check, what, why, (FIX,))
+        yield Finding("problem", check, what, why, (snapshot.fix,))
     handled = settings.handlings_exchange
     records = settings.record_handlings and handled in (snapshot.exchanges or {})
     if records and not any(it.source == handled and it.key == "#" for it in snapshot.bound(name)):
         why = "What became of events is not recorded, and `broker story` cannot tell it."
-        yield Finding("warning", check, f"{name} is not bound to {handled!r}.", why, (FIX,))
+        yield Finding("warning", check, f"{name} is not bound to {handled!r}.", why, (snapshot.fix,))
 
 
 def check_schemas(snapshot: Snapshot) -> Iterator[Finding]:
@@ -236,11 +255,11 @@ def check_schemas(snapshot: Snapshot) -> Iterator[Finding]:
             f"the code knows {has} {', '.join(map(str, sorted(known)))}."
         )
         why = "It is read as the nearest: what was added is ignored; what is missing makes it a dead letter."
-        yield Finding("warning", check, what, why, (shlex.join(["broker", "events", it.name]),))
+        yield Finding("warning", check, what, why, (snapshot.broker("events", it.name),))
     if strange:
         names = _few([it.name for it in strange])
         what = f"The log has events that the code does not know: {names}, from {_few(_sources(strange))}."
-        yield Finding("note", check, what, "Their classes are elsewhere.", ("broker doctor --from MODULE",))
+        yield Finding("note", check, what, "Their classes are elsewhere.", (snapshot.with_module,))
     if tail.foreign:
         what = f"{tail.foreign} of the latest {tail.looked} messages in the log are no events."
         why = "Somebody publishes something else. Subscribers set it aside as Malformed."
@@ -277,7 +296,7 @@ def check_consumers(snapshot: Snapshot) -> Iterator[Finding]:
         elif service.name in snapshot.paused:
             what = f"{service.name} is paused {snapshot.paused[service.name]}"
             why = "Its handlers mostly failed. It goes on by itself when the cause is mended."
-            yield Finding("warning", "consumers", what, why, (f"broker status {service.name}",))
+            yield Finding("warning", "consumers", what, why, (snapshot.broker("status", service.name),))
         elif activity is not None and queue.ready >= MANY and activity.published > activity.acknowledged:
             what = (
                 f"{service.name} falls behind: {queue.ready} events wait, {activity.published:.1f} a second come, "
@@ -295,13 +314,14 @@ def check_dead_letters(snapshot: Snapshot) -> Iterator[Finding]:
         if count and name.endswith(".dead") and (known or maker(queue) == service):
             what = f"{service} has {some(count, 'dead letter')}."
             why = "What it could not handle. Mend the cause, then `broker dead redrive` sends it back."
-            yield Finding("warning", "dead letters", what, why, (f"broker dead show {service}",))
+            yield Finding("warning", "dead letters", what, why, (snapshot.broker("dead", "show", service),))
 
 
 # -- all of them -----------------------------------------------------------------------------------------------------
 
 Check: TypeAlias = Callable[[Snapshot], Iterator[Finding]]
 CHECKS: dict[str, Check] = {
+    "code": check_code,
     "connection": check_connection,
     "versions": check_versions,
     "alarms": check_alarms,

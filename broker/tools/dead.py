@@ -264,6 +264,8 @@ async def find_places(settings: Settings, modules: Iterable[str]) -> Places:
     try:
         async with Management.of(settings) as management:
             return Places(frozenset([queue.name for queue in await management.queues()]))
+    except ContractError:  # its address is none
+        raise
     except BrokerError as unavailable:
         try:
             services = find_services(modules)

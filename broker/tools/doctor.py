@@ -121,7 +121,8 @@ def read_code(it: Snapshot, modules: list[str]) -> Snapshot:
     for entry in entries:
         versions[entry.event.__contract__.name].add(entry.event.__contract__.version)
     known = {name: frozenset(numbers) for name, numbers in versions.items()}
-    return replace(it, services=services, modules=locate_services(modules), versions=known)
+    named = () if tuple(modules) == it.settings.modules else tuple(modules)
+    return replace(it, services=services, looked_in=named, modules=locate_services(modules), versions=known)
 
 
 def outdated() -> dict[str, str]:
@@ -370,8 +371,8 @@ async def look_for_ailing(probe: Probe, it: Snapshot) -> dict[str, str]:
         queue = (it.queues or {}).get(name)
         if queue is None or queue.ready or queue.unacked or queue.consumers or name in (*ailing, *it.conflicts):
             continue
-        ours = queue.type == "quorum" or not it.listed
-        if ours and len(ailing) < MOST_AILING and (why := await probe.ailment(name)):
+        may_ail = queue.type == "quorum" or not it.listed
+        if may_ail and len(ailing) < MOST_AILING and (why := await probe.ailment(name)):
             ailing[name] = why
     return ailing
 

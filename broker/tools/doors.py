@@ -26,7 +26,7 @@ async def ring(url: str) -> Door:
     parts = urlsplit(url)
     tls = parts.scheme == "amqps"
     host, port = parts.hostname or "localhost", parts.port or (5671 if tls else 5672)
-    address = f"{host}:{port}"
+    address = f"{_written(host)}:{port}"
     try:
         context = _context(parts.query) if tls else None
     except (OSError, ValueError) as error:
@@ -56,6 +56,11 @@ async def _why_not(host: str, port: int, error: BaseException | None, *, tls: bo
     if isinstance(error, TimeoutError):
         return "no answer in time", ""
     return (str(error) if error else "what answers there is not AMQP"), ""
+
+
+def _written(host: str) -> str:
+    """A host as it stands before a port: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 def _context(query: str) -> ssl.SSLContext:
@@ -106,7 +111,7 @@ async def elsewhere(address: str, host: str) -> str:
     places += [(scheme, name, port) for name, (scheme, port) in product(hosts, MANAGEMENT_ADDRESSES)]
     async with httpx.AsyncClient(timeout=PATIENCE, verify=False) as client:  # noqa: S501  (no login is sent)
         for scheme, name, port in dict.fromkeys(places):
-            found = f"{scheme}://{name}:{port}"
+            found = f"{scheme}://{_written(name)}:{port}"
             if found == address:
                 continue
             try:

@@ -1,10 +1,14 @@
-"""What the code declares, against what stands on RabbitMQ: what is missing, what differs, what is left over. Pure."""
+"""What the code declares, against what stands on RabbitMQ: what is missing, what differs, what is left over. Pure.
+
+The one place of these rules: the checks tell them as findings, `broker.tools.map` shows them, `broker.tools.mending`
+acts on them. What the map alone says (an event that nobody hears, or nobody publishes) asks nothing of RabbitMQ.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from broker.errors import ContractError
@@ -17,6 +21,7 @@ from broker.topology import (
     Exchange,
     Queue,
     Topology,
+    backfill_lock,
     backfill_topology,
     dead_queue,
     handlings_topology,
@@ -33,7 +38,6 @@ if TYPE_CHECKING:
 
 CHECK = "topology"
 LEFT_OVER = "left over"
-FIX, PRUNE = "broker doctor --fix", "broker doctor --prune"
 RETRY = ".retry."
 
 
@@ -111,21 +115,21 @@ def _ailing(snapshot: Snapshot, queue: str, answer: str) -> Finding:
     if queue == snapshot.settings.event_log:
         why = (
             "Publishers wait for it. After a start of RabbitMQ it takes a moment: look again. One that was made just "
-            f"before a crash stays so, and is empty: `{delete}`, then `{FIX}`."
+            f"before a crash stays so, and is empty: `{delete}`, then `{snapshot.fix}`."
         )
-        return Finding("problem", CHECK, what, why, ("broker doctor",))
+        return Finding("problem", CHECK, what, why, (snapshot.broker("doctor"),))
     why = (
         "If a node is down, it works when that is back. If none is and it stays so, RabbitMQ lost it in a crash: it is "
         "deleted and declared anew. The event log has what was in it."
     )
-    return Finding("problem", CHECK, what, why, ("rabbitmqctl cluster_status", delete, FIX))
+    return Finding("problem", CHECK, what, why, ("rabbitmqctl cluster_status", delete, snapshot.fix))
 
 
 def _nothing_yet(snapshot: Snapshot) -> Finding:
     queue = ", no queue of a service in the code" if snapshot.listening else ""
     what = f"Nothing stands here yet: no exchange {snapshot.settings.exchange!r}{queue}."
     runs = tuple(snapshot.run(service.name) for service in snapshot.listening[:1])
-    return Finding("warning", CHECK, what, "It is declared when the first service starts.", runs or (FIX,))
+    return Finding("warning", CHECK, what, "It is declared when the first service starts.", runs or (snapshot.fix,))
 
 
 def _not_started(snapshot: Snapshot, fresh: Iterable[Service]) -> Iterator[Finding]:
@@ -149,11 +153,11 @@ def _missing(snapshot: Snapshot, absent: Topology, fresh: set[str]) -> Iterator[
     for exchange in absent.exchanges:
         if exchange.name not in fresh:
             why = WHY_EVENTS if exchange.name == settings.exchange else WHY_EXCHANGE
-            yield Finding("problem", CHECK, f"The exchange {exchange.name!r} is missing.", why, (FIX,))
+            yield Finding("problem", CHECK, f"The exchange {exchange.name!r} is missing.", why, (snapshot.fix,))
     for queue in absent.queues:
         if queue.name.partition(".")[0] not in fresh and queue.name != settings.event_log:
             why = WHY_DEAD if queue.name.endswith(".dead") else WHY_QUEUE
-            yield Finding("problem", CHECK, f"The queue {queue.name!r} is missing.", why, (FIX,))
+            yield Finding("problem", CHECK, f"The queue {queue.name!r} is missing.", why, (snapshot.fix,))
             gone.add(queue.name)
     if snapshot.bindings is None:
         return
@@ -164,7 +168,7 @@ def _missing(snapshot: Snapshot, absent: Topology, fresh: set[str]) -> Iterator[
             continue
         what = f"{binding.queue} is not bound to {binding.exchange!r} by {binding.key!r}."
         why = WHY_BOUND if binding.exchange == settings.exchange else WHY_EXCHANGE
-        yield Finding("problem", CHECK, what, why, (FIX,))
+        yield Finding("problem", CHECK, what, why, (snapshot.fix,))
 
 
 def _different(snapshot: Snapshot) -> Iterator[Finding]:
@@ -202,9 +206,9 @@ def _other_queue(snapshot: Snapshot, queue: Queue) -> Iterator[Finding]:
         why = WHY_CONFLICT.format("a queue")
         if live.ready or live.unacked:
             why += f" Now it holds {live.ready + live.unacked}: let the code that declared it drain it first."
-            yield Finding("problem", CHECK, what, why, ("broker status",))
+            yield Finding("problem", CHECK, what, why, (snapshot.broker("status"),))
         else:
-            yield Finding("problem", CHECK, what, why, (snapshot.control("delete_queue", queue.name), FIX))
+            yield Finding("problem", CHECK, what, why, (snapshot.control("delete_queue", queue.name), snapshot.fix))
 
 
 def difference(declared: Mapping[str, str | int], live: LiveQueue) -> str:
@@ -250,27 +254,34 @@ class Leftovers:
     Attributes:
         bindings: of services' queues to the exchange of all events, which no code declares.
         retries: retry queues whose delay is in no ladder of their service.
+        orphans: services that no code has.
         foreign: queues that do not look like ours, or hear another exchange: that is another system's.
     """
 
     bindings: tuple[LiveBinding, ...] = ()
     retries: tuple[LiveQueue, ...] = ()
     orphans: tuple[Orphan, ...] = ()
-    foreign: tuple[LiveQueue, ...] = field(default=())
+    foreign: tuple[LiveQueue, ...] = ()
 
 
 def leftovers(snapshot: Snapshot) -> Leftovers:
-    """Look for them; there are none where the code, or what stands there, is not known."""
-    if not snapshot.services or not snapshot.listed or snapshot.queues is None:
-        return Leftovers()
+    """Look for them; there are none where the code, or what stands there, is not known: these may be removed."""
+    return strays(snapshot) if snapshot.services and snapshot.listed else Leftovers()
+
+
+def strays(snapshot: Snapshot) -> Leftovers:
+    """The same wherever queues are listed. Without any code every service is an orphan: to be shown, never removed."""
     services = {service.name: service for service in snapshot.listening}
     known = {queue.name for service in services.values() for queue in (possible(service).queues)}
     known |= {queue.name for service in services.values() for queue in expected(service, snapshot).queues}
     retries, foreign, orphans = [], [], defaultdict(list)
-    for queue in snapshot.queues.values():
+    there = snapshot.queues or {}
+    for queue in there.values():
         if queue.name == snapshot.settings.event_log or queue.name in known or _passing(queue.name, services):
             continue
         owner = maker(queue)
+        if owner is None and _is_lock(queue.name, there):
+            continue
         if owner is None or (owner not in services and _hears_another(owner, snapshot)):
             foreign.append(queue)
         elif owner not in services:
@@ -293,6 +304,12 @@ def _passing(name: str, services: Iterable[str]) -> bool:
     """Whether it is a lock, or a mark, of something that runs just now."""
     owner, _, rest = name.partition(".")
     return owner in services and rest.startswith(("backfill", "replay"))
+
+
+def _is_lock(name: str, queues: Iterable[str]) -> bool:
+    """Whether it is the lock of a service whose code is elsewhere: a replay of it, or its backfill, runs just now."""
+    owner = name.partition(".")[0]
+    return owner in queues and name in (f"{owner}.replay", backfill_lock(owner))
 
 
 def stale_bindings(service: Service, snapshot: Snapshot) -> list[LiveBinding]:
@@ -328,35 +345,43 @@ def check_leftovers(snapshot: Snapshot) -> Iterator[Finding]:
         covered = not is_pattern(binding.key) and any(matches(it, binding.key) for it in declared[binding.destination])
         what = f"{binding.destination} is bound by {binding.key!r}, which its code does not declare."
         if covered:
-            yield Finding("note", LEFT_OVER, what, "It changes nothing: another binding brings the same.", (PRUNE,))
+            why = "It changes nothing: another binding brings the same."
+            yield Finding("note", LEFT_OVER, what, why, (snapshot.prune,))
         else:
             why = "No handler takes what comes by it: it is retried, then dead-lettered as Unhandled."
-            yield Finding("warning", LEFT_OVER, what, why, (PRUNE,))
+            yield Finding("warning", LEFT_OVER, what, why, (snapshot.prune,))
     for queue in found.retries:
         service, _, delay = queue.name.partition(RETRY)
         waits = f", and it holds {some(queue.ready, 'event')}" if queue.ready else ""
         what = f"{queue.name}: no ladder of {service} has the delay {delay} any more{waits}."
         why = "They come back when their time is up. Then it is empty for good." if waits else "It stays empty."
-        yield Finding("note", LEFT_OVER, what, why, (PRUNE,))
+        yield Finding("note", LEFT_OVER, what, why, (snapshot.prune,))
     for orphan in found.orphans:
         yield _orphan(snapshot, orphan)
 
 
+def whose(snapshot: Snapshot, orphan: str) -> str:
+    """Why a queue is no service's, in words."""
+    known = any(service.name == orphan for service in snapshot.services or ())
+    return "the code of this service subscribes to nothing" if known else "no code here has this service"
+
+
 def _orphan(snapshot: Snapshot, it: Orphan) -> Finding:
-    elsewhere = "broker doctor --from MODULE"
     if it.consumed:
-        what = f"{it.name}: no code here has this service, and a process of it runs."
-        return Finding("note", LEFT_OVER, what, "Its code is elsewhere. Named, it is checked too.", (elsewhere,))
-    nobody = f"{it.name}: no code here has this service, no process of it runs"
+        what = f"{it.name}: {whose(snapshot, it.name)}, and a process of it runs."
+        why = "Its code is elsewhere. Named, it is checked too."
+        return Finding("note", LEFT_OVER, what, why, (snapshot.with_module,))
+    nobody = f"{it.name}: {whose(snapshot, it.name)}, no process of it runs"
     bound = any(binding.source == snapshot.settings.exchange for binding in snapshot.bound(it.name))
     if not it.waiting:
         why = "Events will pile up in it. " if bound else ""
         why += "If its code is elsewhere, name that instead."
-        return Finding("warning", LEFT_OVER, f"{nobody}, and its queue is empty.", why, (PRUNE, elsewhere))
+        helps = (snapshot.prune, snapshot.with_module)
+        return Finding("warning", LEFT_OVER, f"{nobody}, and its queue is empty.", why, helps)
     why = (
         f"{'More come, until the disk is full. ' if bound else ''}If its code is elsewhere, name it. If it is gone for "
         f"good, delete what waits with `{snapshot.control('purge_queue', it.name)}` (the event log keeps it); then "
-        f"`{PRUNE}`."
+        f"`{snapshot.prune}`."
     )
     what = f"{nobody}, and its queue holds {some(it.waiting, 'event')}."
-    return Finding("problem", LEFT_OVER, what, why, (elsewhere,))
+    return Finding("problem", LEFT_OVER, what, why, (snapshot.with_module,))

@@ -350,8 +350,12 @@ CATEGORIES = {"DIGIT": r"\d", "NOT_DIGIT": r"\D", "SPACE": r"\s", "NOT_SPACE": r
 
 
 def spelt(pattern: str, nth: int) -> Iterator[str]:
-    """Texts that most likely match a pattern: its parts in turn, repeated ever more often."""
-    with suppress(Exception):  # how Python takes a pattern apart is its own business, and may change
+    """Texts that most likely match a pattern: its parts in turn, repeated ever more often.
+
+    How Python takes a pattern apart is its own business. Where that is hidden, or has changed, there are none, or some
+    that do not match: `texts` tries those that are `LIKELY` before, and shows none that does not match.
+    """
+    with suppress(Exception):
         parts = re._parser.parse(pattern)  # type: ignore[attr-defined]
         for times in (1, 2, 4, 8, 16, 32, 64):
             yield Speller(times, nth).spell(parts)

@@ -10,13 +10,13 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 import httpx
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from broker.errors import AccessRefused, BrokerError, ConnectionFailed
+from broker.errors import AccessRefused, BrokerError, ConnectionFailed, ContractError
 from broker.settings import Settings, hosts_of
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 DEFAULT_PORT = 15672
+WRONG_URL = "BROKER_MANAGEMENT_URL is not of the form http://user:password@host:15672 (https:// for TLS)."
 
 
 class ManagementFailed(BrokerError):
@@ -238,6 +239,9 @@ class Management:
             port 15672 of the AMQP address's first host.
         timeout: seconds that one request may take.
 
+    Raises:
+        ContractError: ``management_url`` is no address.
+
     Every method raises :exc:`ConnectionFailed` when nothing answers, :exc:`AccessRefused` when the login or one of its
     permissions is not enough, :exc:`ManagementFailed` for everything else.
     """
@@ -249,7 +253,8 @@ class Management:
             if management_url is None and settings.management_url is not None:
                 management_url = settings.management_url.get_secret_value()
         address = urlsplit(hosts_of(url)[0])
-        api = urlsplit(management_url or f"http://{address.hostname}:{DEFAULT_PORT}")
+        host = address.hostname or "localhost"
+        api = _parts_of(management_url or f"http://{f'[{host}]' if ':' in host else host}:{DEFAULT_PORT}")
         login = api if api.username else address
         self.vhost = unquote(address.path[1:]) or "/"
         self.address = f"{api.scheme}://{api.netloc.rpartition('@')[2]}"
@@ -514,3 +519,19 @@ def _reason(answer: httpx.Response) -> str:
 
 def _quoted(name: str) -> str:
     return quote(name, safe="")
+
+
+def _parts_of(url: str) -> SplitResult:
+    """The address of a management API, taken apart.
+
+    Raises:
+        ContractError: it is none. The message never repeats it, since it may hold a password.
+    """
+    try:
+        parts = urlsplit(url)
+        httpx.URL(url)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:  # reading the port validates it
+            return parts
+    except (ValueError, httpx.InvalidURL):
+        pass
+    raise ContractError(WRONG_URL)

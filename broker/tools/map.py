@@ -2,29 +2,30 @@
 each other, with what does not fit.
 
 RabbitMQ knows queues and bindings, not who publishes: publishers, and the names of events, come from the code alone.
-Pure, but for `look`.
+What of queues and bindings does not fit is found by the rules of `broker.tools.drift`, as `broker doctor` finds it; who
+consumes, and which events nobody hears or publishes, is looked at here. Pure, but for `look`.
 """
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from broker.service import Service
+from broker.settings import Settings
 from broker.tools.catalogue import Entry, read_catalogue
+from broker.tools.drift import missing, never_started, stale_bindings, strays, whose
 from broker.tools.page import for_mermaid
+from broker.tools.snapshot import Snapshot
 from broker.topology import dead_queue, is_pattern, matches
 
 if TYPE_CHECKING:
-    from broker.tools.management import Activity, Binding, Management, Queue
+    from broker.tools.management import Activity, Binding, Exchange, Management, Queue
 
 Where: TypeAlias = Literal["both", "code", "live"]
 """Who knows of it: the code and RabbitMQ, or one of them alone. With one side only looked at, that side."""
-OF_A_SERVICE = re.compile(r"\.(dead|retry\.[^.]+|backfill|replay)$")
-"""How the queues end that a service has beside its own."""
 NO_KEY = "(no key)"
 """What a binding is called whose key is empty."""
 LIVE_ALONE = "RabbitMQ knows queues and bindings. Who publishes, and the names of events, stand in the code alone."
@@ -126,26 +127,33 @@ class Live:
     queues: Sequence[Queue] = ()
     bindings: Sequence[Binding] = ()
     activity: Mapping[str, Activity] = field(default_factory=dict)
+    exchanges: Sequence[Exchange] = ()
 
 
 async def look(management: Management, exchange: str, log: str) -> Live:
     """Ask RabbitMQ. Raises as `Management` does."""
-    return Live(exchange, log, await management.queues(), await management.bindings(), await management.activity())
+    queues, bindings = await management.queues(), await management.bindings()
+    return Live(exchange, log, queues, bindings, await management.activity(), await management.exchanges())
 
 
-def draw(services: Sequence[Service] | None, live: Live | None, note: str = "") -> Map:
+def draw(
+    services: Sequence[Service] | None, live: Live | None, note: str = "", *, looked_in: Sequence[str] = ()
+) -> Map:
     """The map: of the code (``services``), of RabbitMQ, or of both.
+
+    Args:
+        looked_in: where the code was looked for, if not where ``BROKER_MODULES`` says: what helps repeats it.
 
     Raises:
         ContractError: the code contradicts itself.
     """
-    return _Drawing(services, live).map(note or (LIVE_ALONE if services is None else ""))
+    return _Drawing(services, live, looked_in).map(note or (LIVE_ALONE if services is None else ""))
 
 
 class _Drawing:
     """One map in the making."""
 
-    def __init__(self, services: Sequence[Service] | None, live: Live | None) -> None:
+    def __init__(self, services: Sequence[Service] | None, live: Live | None, looked_in: Sequence[str]) -> None:
         self.code = services is not None
         self.live = live
         self.services = {service.name: service for service in services or ()}
@@ -160,6 +168,15 @@ class _Drawing:
                 self.bound[binding.destination].add(binding.key)
         if live is not None:
             self.bound.pop(live.log, None)
+            self.snapshot = Snapshot(
+                settings=Settings.model_construct(exchange=live.exchange),
+                services=services,
+                looked_in=looked_in,
+                listed=True,
+                queues=self.queues,
+                exchanges={exchange.name: exchange for exchange in live.exchanges},
+                bindings=live.bindings,
+            )
         self.drift: list[Drift] = []
 
     def map(self, note: str) -> Map:
@@ -260,29 +277,41 @@ class _Drawing:
             if it.queue is not None and not it.queue.consumers:
                 waiting = f", and {it.queue.ready} events wait" if it.queue.ready else ""
                 self._add("no consumer", it.name, f"Nobody consumes the queue{waiting}.", "broker run MODULE")
-            if self.code and it.where == "live":
-                text = "A queue whose service no code has: events pile up in it."
-                self._add("no service", it.name, text, "broker doctor --prune, or name its code: --from MODULE")
-        known = {it.name for it in services}
-        for name in sorted(set(self.queues) - known):
-            owner = OF_A_SERVICE.sub("", name)
-            if self.live is not None and name != self.live.log and (owner == name or owner not in known):
-                self._add("foreign queue", name, "A queue of no service.", "Whoever made it knows what it is for.")
+        found = strays(self.snapshot)
+        for orphan in found.orphans if self.code else ():
+            runs = orphan.name in self.queues and self._state(orphan.name).consumers
+            piles = ", and events pile up in its queue" if self.bound.get(orphan.name) and not runs else ""
+            text = f"{whose(self.snapshot, orphan.name).capitalize()}{piles}."
+            prune = "" if runs else f"{self.snapshot.prune}, or "
+            self._add("no service", orphan.name, text, f"{prune}name its code, too: --from MODULE")
+        for queue in found.foreign:
+            gets = ", which gets our events" if self.bound.get(queue.name) else ""
+            self._add("foreign queue", queue.name, f"A queue of no service{gets}.", "Whoever made it knows.")
 
     def _look_at_bindings(self) -> None:
-        for name, service in sorted(self.services.items()):
-            declared, bound = set(service.handlers.bindings), self.bound.get(name, set())
-            if name not in self.queues:
-                if declared:
-                    text = "It has no queue yet: it has never started here, and misses what is published now."
-                    self._add("not started", name, text, "broker run MODULE")
+        fresh = {service.name for service in never_started(self.snapshot)}
+        absent = missing(self.snapshot)
+        gone = {it.name for it in absent.queues}
+        unbound: dict[str, list[str]] = defaultdict(list)
+        for binding in absent.bindings:
+            if binding.exchange == self.snapshot.settings.exchange:
+                unbound[binding.queue].append(binding.key)
+        for service in self.snapshot.listening:
+            name = service.name
+            if name in fresh:
+                text = "It has no queue yet: it has never started here, and misses what is published now."
+                self._add("not started", name, text, "broker run MODULE")
                 continue
-            for binding in sorted(bound - declared):
-                text = f"Its queue is bound by {binding!r}, and no code declares that."
-                self._add("stale binding", name, text, "broker doctor --prune")
-            for binding in sorted(declared - bound):
-                text = f"The code subscribes to {binding!r}, and its queue is not bound by it."
-                self._add("missing binding", name, text, "broker doctor --fix, or start the service again")
+            if name in gone:
+                text = "Its queue is gone: it misses what is published now."
+                self._add("missing queue", name, text, f"{self.snapshot.fix}, or start the service again")
+                continue
+            for stale in stale_bindings(service, self.snapshot):
+                text = f"Its queue is bound by {stale.key!r}, and no code declares that."
+                self._add("stale binding", name, text, self.snapshot.prune)
+            for key in sorted(unbound[name]):
+                text = f"The code subscribes to {key!r}, and its queue is not bound by it."
+                self._add("missing binding", name, text, f"{self.snapshot.fix}, or start the service again")
 
     def _look_at_events(self, events: Sequence[EventNode], subscribed: Sequence[Subscribed]) -> None:
         heard = {it.event for it in subscribed}

@@ -116,6 +116,7 @@ class Snapshot:
 
     Attributes:
         services: of the code; None: it cannot be read, for ``code_error``.
+        looked_in: where the code was looked for; empty: where ``BROKER_MODULES`` says.
         modules: where each service is, as ``broker run`` takes it.
         versions: of each event that the code knows, by name.
         doors: RabbitMQ's hosts; empty: they were not looked at.
@@ -135,6 +136,7 @@ class Snapshot:
     settings: Settings
     services: Sequence[Service] | None = ()
     code_error: str = ""
+    looked_in: Sequence[str] = ()
     modules: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, frozenset[int]] = field(default_factory=dict)
     doors: Sequence[Door] = ()
@@ -177,6 +179,27 @@ class Snapshot:
     def run(self, service: str) -> str:
         """The command that runs a service."""
         return shlex.join(["broker", "run", self.modules.get(service, f"MODULE:{service}")])
+
+    def broker(self, command: str, *words: str) -> str:
+        """A command of ours that looks for the code where this one did."""
+        named = [word for name in self.looked_in for word in ("--from", name)]
+        return shlex.join(["broker", command, *words, *named])
+
+    @property
+    def fix(self) -> str:
+        """The command that declares what is missing."""
+        return self.broker("doctor", "--fix")
+
+    @property
+    def prune(self) -> str:
+        """The command that removes what is left over."""
+        return self.broker("doctor", "--prune")
+
+    @property
+    def with_module(self) -> str:
+        """The command that looks at code elsewhere, too. `--from` replaces ``BROKER_MODULES``, so all are named."""
+        named = self.looked_in or (self.settings.modules if self.services else ())
+        return shlex.join(["broker", "doctor", *(word for name in (*named, "MODULE") for word in ("--from", name))])
 
     def bound(self, queue: str) -> Iterator[Binding]:
         """What brings something to a queue; nothing, if that is not known."""

@@ -265,6 +265,19 @@ class Story:
         """How many deliveries stand so."""
         return sum(delivered.ending in endings for _, delivered in self.deliveries())
 
+    @property
+    def summary(self) -> str:
+        """How it stands, in words: ``3 events within 204 ms: 10 handled.``"""
+        counts = {
+            "handled": self.count("handled", "duplicate"),
+            "dead": self.count("dead"),
+            "waiting": self.count("waiting", "retrying"),
+            "without a record": self.count("unrecorded"),
+        }
+        told = ", ".join(f"{count} {what}" for what, count in counts.items() if count or what == "handled")
+        events = f"{len(self.steps)} event{'' if len(self.steps) == 1 else 's'}"
+        return f"{events} within {elapsed(self.ended - self.begun)}: {told}."
+
     def position(self, event_id: UUID) -> int | None:
         """Where in the story an event stands, from 0."""
         return self._positions.get(event_id)

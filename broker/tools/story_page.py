@@ -74,18 +74,10 @@ def body(story: Story) -> str:
 
 
 def _head(story: Story) -> Iterator[str]:
-    counts = {
-        "handled": story.count("handled", "duplicate"),
-        "dead": story.count("dead"),
-        "waiting": story.count("waiting", "retrying"),
-        "without a record": story.count("unrecorded"),
-    }
-    told = ", ".join(f"{count} {what}" for what, count in counts.items() if count or what == "handled")
     about = f" · about <code>{clean(story.subject)}</code>" if story.subject else ""
-    events = f"{len(story.steps)} event{'' if len(story.steps) == 1 else 's'}"
     yield f"<h1>{clean(story.title)}</h1>"
     yield f"<p>{_utc(story.begun)} UTC{about}<br>"
-    yield f"{events} within {elapsed(story.ended - story.begun)}: {told}.</p>"
+    yield f"{story.summary}</p>"
     if story.notes:
         yield f'<ul class="notes">{"".join(f"<li>{clean(note)}</li>" for note in story.notes)}</ul>'
 

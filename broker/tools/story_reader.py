@@ -347,6 +347,8 @@ class Reader:
         try:
             async with asyncio.timeout(PATIENCE), Management.of(self._settings) as management:
                 return await bound(management, self._settings)
+        except ContractError:  # its address is none
+            raise
         except (BrokerError, ValidationError, TimeoutError):
             pass
         try:

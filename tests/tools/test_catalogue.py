@@ -9,7 +9,10 @@ from uuid import UUID
 import pytest
 
 from broker import ContractError, Envelope, Event, Service, UnknownEvent
+from broker.settings import Settings
 from broker.tools.catalogue import Entry, check_collisions, find_event, read_catalogue
+from broker.tools.checks import check_code
+from broker.tools.snapshot import Snapshot
 
 
 class PalletSent(Event, name="Pallet Sent", key="pallet.sent", subject="pallet_id"):
@@ -93,6 +96,43 @@ def test_an_entry_is_json_for_programs() -> None:
     }
     assert document["schema"]["required"] == ["pallet_id"]
     assert document["subject"] == "pallet_id"
+
+
+class AnotherPalletSent(Event, name="Pallet Sent", key="pallet.sent", subject="pallet_id"):
+    """Of all that the depot tells, what matters elsewhere."""
+
+    pallet_id: str
+
+
+def heard_by(name: str, event: type[Event]) -> Service:
+    service = Service(name)
+    service.on(event)(lambda _: None)
+    return service
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_who_publishes_an_event_defines_it(order: int) -> None:
+    depot = Service("depot", publishes=[PalletSent])
+    found = read_catalogue([heard_by("archive", AnotherPalletSent), depot, heard_by("zoo", AnotherPalletSent)][::order])
+    assert find_event(found, "Pallet Sent", 1).event is PalletSent
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_several_the_first_by_name_defines_it(order: int) -> None:
+    publishers = [Service("another", publishes=[AnotherPalletSent]), Service("depot", publishes=[PalletSent])]
+    assert find_event(read_catalogue(publishers[::order]), "Pallet Sent", 1).event is AnotherPalletSent
+    readers = [heard_by("archive", AnotherPalletSent), heard_by("mail", PalletSent)]
+    assert find_event(read_catalogue(readers[::order]), "Pallet Sent", 1).event is AnotherPalletSent
+
+
+def test_publishers_that_disagree_are_a_finding_and_narrower_readers_are_not() -> None:
+    another, depot = Service("another", publishes=[AnotherPalletSent]), Service("depot", publishes=[PalletSent])
+    services = [depot, another, heard_by("archive", AnotherPalletSent)]
+    (it,) = check_code(Snapshot(settings=Settings(_env_file=None), services=services))
+    assert (it.severity, it.check) == ("warning", "code")
+    assert it.what == "Pallet Sent version 1 has other fields from depot than from another."
+    assert it.commands == ("broker events 'Pallet Sent'",)
+    assert not list(check_code(Snapshot(settings=Settings(_env_file=None), services=services[::2])))
 
 
 @pytest.fixture

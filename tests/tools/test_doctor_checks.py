@@ -25,6 +25,7 @@ from broker.tools.checks import (
     check_schemas,
     check_versions,
 )
+from broker.tools.doctor import read_code
 from broker.tools.drift import check_leftovers, check_topology, difference, leftovers, maker, missing
 from broker.tools.management import (
     Activity,
@@ -261,6 +262,47 @@ def test_a_service_that_no_code_has_is_named_once() -> None:
     it = the_one(check_leftovers(replace(snapshot, queues=full)), "crm", "7 events")
     assert it.severity == "problem"
     assert "broker doctor --prune" not in it.commands
+
+
+def test_a_service_that_listens_no_more_is_not_one_that_no_code_has() -> None:
+    old = service_topology("crm", ["parcel.sent"], "events")
+    it = the_one(check_leftovers(standing(declared(packing()) | old, [packing(), Service("crm")])), "crm")
+    assert "the code of this service subscribes to nothing" in it.what
+
+
+def test_commands_look_for_the_code_where_this_one_did() -> None:
+    old = service_topology("crm", ["parcel.sent"], "events")
+    gone = without(declared(packing(), watching()) | old, "packing.dead", "events.log")
+    snapshot = standing(gone, [packing(), watching()], looked_in=("shop", "more events"))
+    found = [finding for check in CHECKS.values() for finding in check(snapshot)]
+    ours = {command for it in found for command in it.commands if command.startswith("broker doctor")}
+    assert ours == {
+        "broker doctor --fix --from shop --from 'more events'",
+        "broker doctor --prune --from shop --from 'more events'",
+        "broker doctor --from shop --from 'more events' --from MODULE",
+    }
+
+
+def test_what_broker_modules_says_is_not_repeated() -> None:
+    settings = SETTINGS.model_copy(update={"modules": ("tests.weighing",)})
+    assert read_code(Snapshot(settings=settings), ["tests.weighing"]).looked_in == ()
+    assert read_code(Snapshot(settings=SETTINGS), ["tests.weighing"]).looked_in == ("tests.weighing",)
+
+
+def test_code_elsewhere_is_named_beside_the_code_here() -> None:
+    settings = SETTINGS.model_copy(update={"modules": ("services", "more")})
+    assert Snapshot(settings=settings, services=[packing()]).with_module == (
+        "broker doctor --from services --from more --from MODULE"
+    )
+    assert Snapshot(settings=settings, services=None).with_module == "broker doctor --from MODULE"
+
+
+def test_locks_of_services_elsewhere_are_no_queues_of_others() -> None:
+    theirs = service_topology("crm", ["parcel.sent"], "events")
+    snapshot = standing(declared(packing()) | theirs, [packing()])
+    locks = {name: Queue(name=name) for name in ("crm.replay", "crm.backfill.lock", "replay", "nobody.replay")}
+    found = leftovers(replace(snapshot, queues={**(snapshot.queues or {}), **locks}))
+    assert {queue.name for queue in found.foreign} == {"replay", "nobody.replay"}
 
 
 def test_queues_of_others_are_never_taken_for_ours() -> None:

@@ -8,6 +8,7 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from ipaddress import IPv4Address, IPv6Network
+from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -277,6 +278,34 @@ def test_patterns_that_only_pydantic_can_read_are_tried_all_the_same() -> None:
 @pytest.mark.parametrize("pattern", ["a|b", "[^ab]c?", ".{5}", r"\S\D\W", "(?:x|y){2}z*", "", "[é-ü]", "^$"])
 def test_a_pattern_is_spelt_out(pattern: str) -> None:
     assert any(re.search(pattern, text) for text in spelt(pattern, 0))
+
+
+def hidden() -> SimpleNamespace:
+    """Python's module with nothing but what it promises."""
+    return SimpleNamespace(**{name: getattr(re, name) for name in re.__all__})
+
+
+def changed(parse: Callable[[str], Any]) -> SimpleNamespace:
+    """Python's module, which takes patterns apart in another way."""
+    return SimpleNamespace(**vars(hidden()), _parser=SimpleNamespace(parse=parse))
+
+
+@pytest.mark.parametrize(
+    "private",
+    [hidden(), changed(lambda _: None), changed(lambda _: [("LITERAL", "a")]), changed(lambda _: [("NEW", 1, 2)]),
+     changed(lambda _: [("LITERAL", 97)])],
+    ids=["hidden", "nothing", "other arguments", "other parts", "wrong texts"],
+)  # fmt: skip
+def test_without_python_s_way_to_take_a_pattern_apart_there_are_fewer_examples_and_no_wrong_one(
+    private: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.tools.examples.re", private)
+    spelt_out = create_model("Model", code=Annotated[str, StringConstraints(pattern="^[A-Z]{9}!$")])
+    assert example_of(spelt_out) is None
+    likely = create_model("Model", code=Annotated[str, StringConstraints(pattern="^[A-Z]{3}$")])
+    found = example_of(likely)
+    assert found is not None
+    assert found.data == {"code": "EUR"}
 
 
 def test_sets_are_written_in_order() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from broker.errors import AccessRefused, ConnectionFailed
+from broker.errors import AccessRefused, ConnectionFailed, ContractError
 from broker.tools.management import Management, ManagementFailed
 from broker.tools.node import free_ports
 from tests.waiting import until
@@ -171,6 +171,7 @@ async def test_a_request_that_rabbitmq_refuses_names_its_reason(management: Mana
     [
         ("amqp://one:1,two:2/shop", None, "http://one:15672", "shop"),
         ("amqp://one", "https://admin:word@ui:443", "https://ui:443", "/"),
+        ("amqp://[::1]:5672/", None, "http://[::1]:15672", "/"),
         (None, None, "http://set:1", "from settings"),
     ],
 )
@@ -181,3 +182,12 @@ async def test_where_the_api_is(
     monkeypatch.setenv("BROKER_MANAGEMENT_URL", "http://guest:guest@set:1")
     async with Management(url, management_url) as client:
         assert (client.address, client.vhost) == (address, vhost)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["http://me:hunter2@one:65536", "http://one:web", "http://one:0", "one:15672", "amqp://one", "http://[::1"]
+)
+def test_what_is_no_address_is_refused_without_repeating_it(wrong: str) -> None:
+    with pytest.raises(ContractError, match=r"BROKER_MANAGEMENT_URL is not of the form http://.*\.$") as refused:
+        Management("amqp://one", wrong)
+    assert "hunter2" not in str(refused.value)

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from typer.testing import CliRunner
 
 from broker import Envelope, Service
+from broker.cli.common import app
 from broker.cli.map import screen
-from broker.tools.management import Activity, Binding, Queue
+from broker.retry import Delay
+from broker.tools.management import Activity, Binding, Exchange, Queue
 from broker.tools.map import Live, Map, draw, mermaid
 from broker.tools.map_page import page
+from broker.topology import Queue as Declared
+from broker.topology import backfill_topology, retry_topology, service_topology
 from tests.parcels import ParcelLost, ParcelSent, ParcelWeighed
 
 
@@ -41,7 +48,19 @@ def live(
     made += [Binding(source="events", destination=to, destination_type="queue", key=key) for to, key in bindings]
     names = list(queues)
     activity = {name: Activity(consumers=consumers) for name in names}
-    return Live("events", "events.log", [Queue(name=name, ready=2) for name in names], made, activity)
+    return Live("events", "events.log", [standing(name) for name in names], made, activity)
+
+
+def standing(name: str) -> Queue:
+    """A queue with two events: of a service, as it declares it; or of somebody else."""
+    declared = [it for service in ("packing", "watching", "legacy") for it in all_queues(service) if it.name == name]
+    arguments = dict(declared[0].arguments) if declared else {}
+    return Queue(name=name, ready=2, type=str(arguments.get("x-queue-type", "classic")), arguments=arguments)
+
+
+def all_queues(service: str) -> Sequence[Declared]:
+    topology = service_topology(service, (), "events") | backfill_topology(service)
+    return (topology | retry_topology(service, Delay.parse("30s"))).queues
 
 
 def map_of(services: Sequence[Service] | None, live: Live | None, note: str = "") -> Map:
@@ -93,6 +112,61 @@ def test_whatever_does_not_fit_is_named() -> None:
     assert ("legacy.#", "legacy", "live") in links(it)
 
 
+def test_of_a_queue_that_is_gone_the_service_had_started() -> None:
+    direct = Exchange(name="packing", type="direct", durable=True)
+    it = map_of(shop(), replace(live(["watching", "watching.dead"]), exchanges=[direct]))
+    assert ("missing queue", "packing") in kinds(it)
+    assert ("not started", "packing") not in kinds(it)
+
+
+def test_what_prune_would_not_remove_is_not_said_to_be_pruned() -> None:
+    queues, bindings = ["legacy", "legacy.dead", "theirs", "theirs.dead"], [("theirs", "parcel.*")]
+    it = map_of(shop(), live(queues, bindings, consumers=0))
+    helps = {each.about: (each.kind, each.help) for each in it.drift if each.kind != "no consumer"}
+    assert helps["legacy"] == ("no service", "broker doctor --prune, or name its code, too: --from MODULE")
+    assert helps["theirs"] == ("foreign queue", "Whoever made it knows.")
+    consumed = {each.about: each.help for each in map_of(shop(), live(queues, bindings)).drift}
+    assert consumed["legacy"] == "name its code, too: --from MODULE"
+
+
+def test_a_service_that_subscribes_to_nothing_any_more_is_told_apart_from_one_that_no_code_has() -> None:
+    bindings = [("packing", "parcel.lost"), ("legacy", "parcel.lost")]
+    it = map_of([Service("packing")], live(["packing", "packing.dead", "legacy", "legacy.dead"], bindings, consumers=0))
+    assert {each.about: each.text for each in it.drift if each.kind == "no service"} == {
+        "legacy": "No code here has this service, and events pile up in its queue.",
+        "packing": "The code of this service subscribes to nothing, and events pile up in its queue.",
+    }
+
+
+def test_without_any_code_every_service_is_one_too_many() -> None:
+    assert ("no service", "packing") in kinds(map_of([], live()))
+
+
+def test_what_helps_looks_where_the_map_did() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("broker.tools.catalogue.declared", list)
+        it = draw(shop(), live(bindings=[("packing", "parcel.lost")]), looked_in=["shop", "other"])
+    helps = {each.kind: each.help for each in it.drift}
+    assert helps["stale binding"] == "broker doctor --prune --from shop --from other"
+    assert helps["missing binding"].startswith("broker doctor --fix --from shop --from other,")
+
+
+@pytest.mark.parametrize("words", [["--html"], ["--html", "--code"]])
+def test_html_without_a_file_says_so(words: list[str]) -> None:
+    ended = CliRunner().invoke(app, ["map", "--code", *words])
+    assert ended.exit_code == 2
+    assert "requires an argument" in ended.output or "'--code' is an option. Which file?" in ended.output
+
+
+def test_html_is_printed_or_written(tmp_path: Path) -> None:
+    printed = CliRunner().invoke(app, ["map", "--code", "--html", "-"])
+    assert (printed.exit_code, printed.output[:15]) == (0, "<!doctype html>")
+    file = tmp_path / "map.html"
+    written = CliRunner().invoke(app, ["map", "--code", "--html", str(file)])
+    assert (written.exit_code, written.output) == (0, f"Written: {file}\n")
+    assert file.read_text().startswith("<!doctype html>")
+
+
 def test_an_event_that_nobody_hears_and_a_subscription_that_nobody_publishes() -> None:
     crm = Service("crm", publishes=[ParcelSent])
 
@@ -128,6 +202,9 @@ def test_nothing_at_all() -> None:
 def test_the_retry_queues_and_marks_of_a_service_belong_to_it() -> None:
     queues = ["packing", "packing.dead", "packing.retry.30s", "packing.backfill", "watching", "watching.dead"]
     assert "foreign queue" not in {each.kind for each in map_of(shop(), live(queues)).drift}
+    locked = live([*queues, "packing.replay", "packing.backfill.lock", "import-for-crm"])
+    for code in (shop(), None):
+        assert {about for kind, about in kinds(map_of(code, locked)) if kind == "foreign queue"} == {"import-for-crm"}
 
 
 def test_what_has_no_name_to_be_seen_has_one_on_the_map() -> None:

@@ -82,3 +82,17 @@ def test_ctrl_c_shows_what_was_found_so_far(monkeypatch: pytest.MonkeyPatch, fou
     assert ended.exit_code == 130
     assert ("Interrupted: what was found so far." in ended.output) is found_something
     assert ("New Order Placed" in ended.output) is found_something
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--html"], "requires an argument"),
+        (["--html", "--json", str(FIRST)], "'--json' is an option. Which file?"),
+        (["--html", str(FIRST)], "is the FILE of --html: name that, too."),
+    ],
+)
+def test_html_without_a_file_says_so(words: list[str], said: str) -> None:
+    ended = CliRunner().invoke(app, ["story", *words])
+    assert ended.exit_code == 2
+    assert said in " ".join(ended.output.split())

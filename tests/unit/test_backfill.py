@@ -479,6 +479,16 @@ async def test_an_event_that_kills_its_process_is_set_aside_alone(chance: random
     assert "x-stream-offset" not in letter.headers
 
 
+@pytest.mark.parametrize("begun", range(2, 40))
+async def test_wherever_it_was_killed_it_goes_on(begun: int) -> None:
+    """Numbers that the log leaves out included."""
+    world = World([event(number) for number in range(50)], random.Random(begun))
+    world.note = world.note.but(next=1, begun=begun)
+    async with asyncio.timeout(10):
+        assert await world.run()
+    assert set(world.handled) == wanted(world.messages) - {0}
+
+
 async def test_while_rabbitmq_confirms_nothing_it_does_not_run_ahead(chance: random.Random) -> None:
     world = World(some(AHEAD, chance), chance)
     world.refusing = 0.5
