@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
@@ -101,7 +102,7 @@ TYPES: list[Any] = [
     Annotated[set[UUID], Field(min_length=2)],
     Annotated[list[int], Field(max_length=0)],
     Annotated[dict[Annotated[str, StringConstraints(pattern="^[A-Z]{3}$")], int], Field(min_length=2)],
-    Annotated[int, AfterValidator(lambda it: it * 2)],
+    Annotated[int, AfterValidator(operator.neg)],
 ]  # fmt: skip
 
 
