@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -63,8 +63,18 @@ def pytest_collection_finish() -> None:
             )
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Show what one of several processes has said."""
+    for line in getattr(node, "workeroutput", {}).get("said", ()):
+        print(f"\n{node.gateway.id}: {line.strip()}", end="", flush=True)  # noqa: T201 - it belongs beside pytest's lines
+
+
 def say(request: pytest.FixtureRequest, line: str) -> None:
     """Show people what a session runs on."""
+    if hasattr(request.config, "workeroutput"):
+        request.config.workeroutput.setdefault("said", []).append(line)
+        return
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         print(f"\n{line}", end="", flush=True)  # noqa: T201 - it belongs beside pytest's own lines
 

@@ -174,9 +174,9 @@ def show_letter(letter: Letter) -> None:
     for name, value in facts.items():
         grid.add_row(Text(printable(name), "dim"), Text(printable(value, lines=True), "red" if name == "error" else ""))
     console.print(grid)
-    console.print(Text(printable(payload_of(letter), lines=True)))
+    console.print(Text(printable(payload_of(letter), lines=True)), soft_wrap=True)
     if trace := letter.noted("traceback"):
-        console.print(Text(printable(str(trace).rstrip(), lines=True), "dim"))
+        console.print(Text(printable(str(trace).rstrip(), lines=True), "dim"), soft_wrap=True)
     console.print()
 
 

@@ -96,10 +96,12 @@ class _Yaml(yaml.SafeDumper):
     def ignore_aliases(self, data: object) -> bool:
         return True
 
+    def text(self, data: str) -> yaml.Node:
+        style = '"' if re.search("[\x85\u2028\u2029]", data) else "|" if "\n" in data else None  # or they get lost
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
 
-_Yaml.add_representer(
-    str, lambda it, text: it.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-)
+
+_Yaml.add_representer(str, _Yaml.text)
 # YAML 1.2 takes 1e3 for a number, and PyYAML, which knows 1.1, would not put it in quotes
 _Yaml.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+"), list("-+0123456789"))
 

@@ -13,7 +13,24 @@ from broker.tools.asyncapi import written
 
 # Half characters cannot be written at all.
 TEXT = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(
-    ["no", "Null", "~", "1e3", "0x1f", "1:30", "- a", "a: b", "a #b", "a\n\n b\n", " a\nb", "a\n ", "\ufeff", "=", "<<"]
+    [
+        "no",
+        "Null",
+        "~",
+        "1e3",
+        "0x1f",
+        "1:30",
+        "- a",
+        "a: b",
+        "a #b",
+        "a\n\n b\n",
+        " a\nb",
+        "a\n ",
+        "\ufeff",
+        "=",
+        "<<",
+        "a\x85\nb",
+    ]
 )
 SCALAR = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
 VALUE = st.recursive(SCALAR, lambda part: st.lists(part) | st.dictionaries(TEXT, part), max_leaves=20)
