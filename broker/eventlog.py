@@ -112,6 +112,14 @@ class Entry:
         return any(isinstance(it, bytes) or (isinstance(it, str) and wanted in it.lower()) for it in values)
 
     @property
+    def is_ascii(self) -> bool:
+        """Whether small letters are told from capitals as in English: elsewhere, ß is the small letter of SS."""
+        message = self.message
+        return message is not None and message.body.isascii() and not any(
+            isinstance(it, str) and not it.isascii() for it in message.headers.values()
+        )  # fmt: skip
+
+    @property
     def is_handlings(self) -> bool:
         """Whether it tells of handlings; else it is an event, or foreign."""
         message = self.message

@@ -112,7 +112,9 @@ class Wanted:
     def _may_be(self, entry: Entry, key: str) -> bool:
         if not all(map(entry.may_hold, self._marks)):
             return False
-        return not self._names or key.casefold() in self._named or any(map(entry.may_hold, self._names))
+        if not self._names or key.casefold() in self._named:
+            return True
+        return any(map(entry.may_hold, self._names)) or not entry.is_ascii
 
 
 @dataclass(frozen=True, slots=True)

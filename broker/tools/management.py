@@ -305,11 +305,18 @@ class Management:
         }
 
     async def published(self, queue: str, age: timedelta) -> tuple[Sample, ...]:
-        """How many messages had been published to a queue by when: now, and by the minute as far as RabbitMQ knows."""
-        query = f"msg_rates_age={age.total_seconds():.0f}&msg_rates_incr=60"
-        answer = await self._get(f"/queues/{self._vhost}/{_quoted(queue)}?{query}")
-        stats = _QueueStats.model_validate_json(answer).message_stats
-        return (Sample(count=stats.publish, at=datetime.now(UTC)), *stats.publish_details.samples)
+        """How many messages had been published to a queue by when: now, lately, and by the minute as far as known.
+
+        What came since RabbitMQ's last sample it tells of as if it had always been there. So the last minutes are asked
+        for by five seconds, its shortest; for so long, a queue's first events seem to be as old as it can tell.
+        """
+        found: list[Sample] = []
+        for seconds, every in ((120, 5), (round(age.total_seconds()), 60)):
+            query = f"msg_rates_age={seconds}&msg_rates_incr={every}"
+            answer = await self._get(f"/queues/{self._vhost}/{_quoted(queue)}?{query}")
+            stats = _QueueStats.model_validate_json(answer).message_stats
+            found += (Sample(count=stats.publish, at=datetime.now(UTC)), *stats.publish_details.samples)
+        return tuple(found)
 
     async def consumer_tags(self) -> dict[str, list[str]]:
         """The tags of all consumers, by queue. A new one may be missing for up to 5 s."""

@@ -117,6 +117,16 @@ def test_a_text_is_found_however_it_is_written(attribute: str, text: str, ascii_
     assert wanted.line(binary(b"{}", **{attribute: text})) is not None
 
 
+@pytest.mark.parametrize(
+    ("named", "published"), [("ß", "ß"), ("GROSS", "groß"), ("groß", "GROSS"), ("kelvin", "\u212aelvin")]
+)
+def test_a_name_is_found_in_capitals_and_small_letters_of_any_language(named: str, published: str) -> None:
+    wanted = Wanted(events=(named,))
+    for ascii_only in (True, False):
+        assert wanted.line(event(ascii_only=ascii_only, type=published)) is not None
+    assert wanted.line(binary(b"{}", type=published)) is not None
+
+
 @pytest.mark.parametrize("written", [str(EVENT), str(EVENT).upper(), EVENT.hex, f"{{{EVENT}}}", EVENT.urn])
 def test_an_id_is_found_however_it_is_written(written: str) -> None:
     assert Wanted(ids=frozenset({EVENT})).line(event(id=written)) is not None
