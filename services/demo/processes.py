@@ -208,9 +208,5 @@ def environment(folder: Path, url: str) -> dict[str, str]:
 
 
 def terminate_as_interrupt() -> None:
-    """SIGTERM ends this process as Ctrl-C does, so that everything is cleaned up."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
+    """SIGTERM ends this process as Ctrl-C does, so that everything is cleaned up. (asyncio cancels what runs then.)"""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))

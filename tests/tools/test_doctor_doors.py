@@ -7,6 +7,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -117,6 +118,7 @@ async def test_a_management_api_on_its_usual_port_is_found(monkeypatch: pytest.M
     usual = int(server.management_url.rpartition(":")[2])
     monkeypatch.setattr("broker.tools.doors.MANAGEMENT_ADDRESSES", (("http", usual),))
     (port,) = free_ports(1)
-    assert await elsewhere(f"http://127.0.0.1:{port}", "127.0.0.1") == server.management_url
+    host = urlsplit(server.management_url).hostname or ""
+    assert await elsewhere(f"http://{host}:{port}", host) == server.management_url
     monkeypatch.setattr("broker.tools.doors.MANAGEMENT_ADDRESSES", ())
     assert await elsewhere(f"http://127.0.0.1:{port}", "127.0.0.1") == ""
