@@ -110,14 +110,14 @@ async def replay(job: Job) -> None:
 async def backfill(job: Job) -> None:
     """A service that starts for the first time, and handles all that the event log has, and what comes meanwhile."""
     seen, handled = Seen(job), list[UUID]()
-    it = Service(job.queues[0], backfill="1h")
+    it = Service(job.queues[0])
 
     @it.on(NewOrderPlaced)
     async def handle(order: NewOrderPlaced, context: Context) -> None:
         handled.append(context.event_id)
         seen.take(order)
 
-    async with serve(it, settings(job), logger(settings(job))):
+    async with serve(it, settings(job), logger(settings(job)), backfill="1h"):
         await seen.all.wait()
         await asyncio.sleep(1)  # nothing more comes
     assert len(handled) == len(set(handled)) == job.count
