@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from logging import DEBUG
 from typing import Any
 
-from sqlalchemy import Row
+from sqlalchemy import Row, event
+from sqlalchemy.orm import Session
 from structlog.typing import FilteringBoundLogger
 
 from broker.envelope import CONTENT_TYPE
@@ -29,10 +30,11 @@ from broker.errors import AccessRefused, BrokerError, ContractError, TooLarge
 from broker.publisher import Broker
 from broker.sql.database import Meaning, Store, in_words, meaning_of
 from broker.sql.outbox import PostgresOutbox, SqliteOutbox, count_waiting
+from broker.sql.tables import ADDED
 from broker.transport import Message
 
 POLL = {"sqlite": 0.1, "postgresql": 1.0}
-"""Seconds after which it looks by itself. It is woken in-process, and by PostgreSQL."""
+"""Seconds after which it looks by itself. It is woken by commits in its process, and by PostgreSQL."""
 AT_A_TIME = 2
 """Shares of the outbox that a relay has in hand on PostgreSQL: one is published while the next is read."""
 LONGEST_PAUSE = 2.0
@@ -45,6 +47,19 @@ MOST_STUCK = 10_000
 """Subjects that may wait on their own."""
 NEVER = (TooLarge, AccessRefused, ContractError)
 """Refusals of one event, which would be refused again."""
+
+
+_running: dict[Relay, asyncio.AbstractEventLoop] = {}
+"""The relays of this process on SQLite, which tells nobody of a commit."""
+
+
+@event.listens_for(Session, "after_commit")
+def _wake_relays(session: Session) -> None:
+    """Whichever thread commits, and whichever of the databases it is: a relay that finds nothing waits on."""
+    if session.info.pop(ADDED, False):
+        for relay, loop in list(_running.items()):
+            with suppress(RuntimeError):  # its loop has just ended
+                loop.call_soon_threadsafe(relay.wake)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +115,12 @@ class Relay:
         """At work for as long as the context lasts; at its end what is left is published, if RabbitMQ takes it soon."""
         publishing = [asyncio.create_task(self._run(woken)) for woken in self._woken]
         listening = asyncio.create_task(self._outbox.listen(self.wake))
+        if self._store.sqlite:
+            _running[self] = asyncio.get_running_loop()
         try:
             yield
         finally:
+            _running.pop(self, None)
             listening.cancel()
             self._stopping.set()
             self.wake()

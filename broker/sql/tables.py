@@ -179,13 +179,20 @@ CAUSE = "broker_cause"
 """Under this name a handler's session knows the event it handles."""
 
 
+ADDED = "broker_added"
+"""Under this name a session of anybody else knows that it has added events, until it commits."""
+
+
 @event.listens_for(Session, "before_flush")
-def _take_the_story_along(session: Session, context: UOWTransaction, instances: object) -> None:
+def _note_what_is_added(session: Session, context: UOWTransaction, instances: object) -> None:
+    """Events of a handler take its story along; of those of others, the relay of this process is going to be told."""
     cause = session.info.get(CAUSE)
-    if cause is not None:
-        for new in session.new:
-            if isinstance(new, Outgoing):
+    for new in session.new:
+        if isinstance(new, Outgoing):
+            if cause is not None:
                 new.caused_by(cause)
+            else:
+                session.info[ADDED] = True
 
 
 def row(publication: Publication, source: str, body: bytes, now: datetime) -> dict[str, Any]:

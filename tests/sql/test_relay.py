@@ -13,8 +13,9 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy import create_engine, select
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
 
 from broker import Event, NotConfirmed, Service
 from broker.errors import AccessRefused
@@ -310,11 +311,35 @@ async def test_postgresql_wakes_the_relay_long_before_it_would_look(
             await until(lambda: empty(database), 5)
 
 
+async def test_on_sqlite_whoever_commits_in_the_process_wakes_the_relay(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wire: Wire, market: Market
+) -> None:
+    monkeypatch.setattr("broker.sql.relay.POLL", {"sqlite": 60.0})
+    url = f"sqlite+aiosqlite:///{tmp_path / 'woken.db'}"
+    database, plain = create_async_engine(url), create_engine(f"sqlite:///{tmp_path / 'woken.db'}")
+
+    def in_a_thread() -> None:
+        with Session(plain) as session, session.begin():
+            session.add(Outgoing(weighed(2), source="web"))
+
+    async with market.process(Service("packing", database=url)):
+        async with AsyncSession(database) as session, session.begin():
+            session.add(Outgoing(weighed(1), source="web"))
+        await until(lambda: len(wire.sent) == 1, 20)
+        await asyncio.to_thread(in_a_thread)
+        await until(lambda: len(wire.sent) == 2, 20)
+        async with AsyncSession(database) as session:
+            session.add(Outgoing(weighed(3), source="web"))
+            await session.flush()
+            await session.rollback()
+    assert len(wire.sent) == 2
+    plain.dispose()
+    await database.dispose()
+
+
 async def test_listening_takes_no_connection_of_the_pool(
     postgresql_url: str, database: AsyncEngine, market: Market, wire: Wire
 ) -> None:
-    from sqlalchemy.ext.asyncio import create_async_engine
-
     engine = create_async_engine(postgresql_url, pool_size=1, max_overflow=0, pool_timeout=5)
     async with market.process(relay(engine)):
         await add(database, [weighed()])
