@@ -40,7 +40,7 @@ from broker.errors import ContractError
 from broker.publisher import Broker, Publication
 from broker.sql.database import Meaning, Store, begin, in_words, meaning_of
 from broker.sql.relay import Relay
-from broker.sql.tables import CAUSE, inbox, known_as, outbox, row
+from broker.sql.tables import ADDED, CAUSE, inbox, known_as, outbox, row
 
 Handle = Callable[[AsyncSession], Awaitable[Sequence[Publication]]]
 
@@ -225,7 +225,10 @@ class SqlTransactions:
                         if transaction is None or not transaction.is_active:
                             raise ContractError(NOT_YOURS)
                         phase = Phase.AFTER
-                        return await self._finish(connection, entry, rows, again=again)
+                        done = await self._finish(connection, entry, rows, again=again)
+                        if done and (rows or ADDED in session.info):
+                            self._relay.wake()
+                        return done
                     finally:
                         await session.run_sync(Session.close)
         except Exception as error:
@@ -259,7 +262,6 @@ class SqlTransactions:
         if rows:
             await connection.execute(insert(outbox), rows)
         await connection.commit()
-        self._relay.wake()
         return True
 
     async def _is_known(self, connection: AsyncConnection, entry: Entry) -> bool:

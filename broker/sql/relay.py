@@ -30,7 +30,7 @@ from broker.errors import AccessRefused, BrokerError, ContractError, TooLarge
 from broker.publisher import Broker
 from broker.sql.database import Meaning, Store, in_words, meaning_of
 from broker.sql.outbox import PostgresOutbox, SqliteOutbox, count_waiting
-from broker.sql.tables import ADDED
+from broker.sql.tables import ADDED, CAUSE
 from broker.transport import Message
 
 POLL = {"sqlite": 0.1, "postgresql": 1.0}
@@ -56,7 +56,7 @@ _running: dict[Relay, asyncio.AbstractEventLoop] = {}
 @event.listens_for(Session, "after_commit")
 def _wake_relays(session: Session) -> None:
     """Whichever thread commits, and whichever of the databases it is: a relay that finds nothing waits on."""
-    if session.info.pop(ADDED, False):
+    if CAUSE not in session.info and session.info.pop(ADDED, False):  # a handler's is not committed yet
         for relay, loop in list(_running.items()):
             with suppress(RuntimeError):  # its loop has just ended
                 loop.call_soon_threadsafe(relay.wake)

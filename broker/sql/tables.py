@@ -180,19 +180,17 @@ CAUSE = "broker_cause"
 
 
 ADDED = "broker_added"
-"""Under this name a session of anybody else knows that it has added events, until it commits."""
+"""Under this name a session knows that it has added events, until it commits."""
 
 
 @event.listens_for(Session, "before_flush")
 def _note_what_is_added(session: Session, context: UOWTransaction, instances: object) -> None:
-    """Events of a handler take its story along; of those of others, the relay of this process is going to be told."""
     cause = session.info.get(CAUSE)
     for new in session.new:
         if isinstance(new, Outgoing):
+            session.info[ADDED] = True
             if cause is not None:
                 new.caused_by(cause)
-            else:
-                session.info[ADDED] = True
 
 
 def row(publication: Publication, source: str, body: bytes, now: datetime) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from sqlalchemy import create_engine, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
-from broker import Event, NotConfirmed, Service
+from broker import Context, Event, NotConfirmed, Service
 from broker.errors import AccessRefused
 from broker.memory import Memory
 from broker.sql import Outgoing, report
@@ -322,7 +322,14 @@ async def test_on_sqlite_whoever_commits_in_the_process_wakes_the_relay(
         with Session(plain) as session, session.begin():
             session.add(Outgoing(weighed(2), source="web"))
 
-    async with market.process(Service("packing", database=url)):
+    service = Service("packing", database=url)
+
+    @service.on(VanBroke)
+    async def replace(event: VanBroke, context: Context) -> ParcelSent:
+        context.transaction.add(Outgoing(weighed(4), source="web"))
+        return ParcelSent(parcel_id=uuid4())
+
+    async with market.process(service):
         async with AsyncSession(database) as session, session.begin():
             session.add(Outgoing(weighed(1), source="web"))
         await until(lambda: len(wire.sent) == 1, 20)
@@ -332,7 +339,9 @@ async def test_on_sqlite_whoever_commits_in_the_process_wakes_the_relay(
             session.add(Outgoing(weighed(3), source="web"))
             await session.flush()
             await session.rollback()
-    assert len(wire.sent) == 2
+        async with AsyncSession(database) as session, session.begin():
+            session.add(Outgoing(VanBroke(van="green"), source="web"))
+        await until(lambda: len(wire.sent) == 5, 20)
     plain.dispose()
     await database.dispose()
 
