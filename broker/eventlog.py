@@ -13,13 +13,13 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from time import monotonic
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from broker.envelope import STRUCTURED, Envelope, decode
 from broker.errors import ConnectionFailed, ContractError, Malformed
@@ -65,6 +65,18 @@ class Handling(BaseModel):
     handler: str | None = None
     error: str | None = None
     delay: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_microseconds(cls, told: Any) -> Any:
+        """As `broker.handlings` writes it."""
+        if isinstance(told, dict) and "started_us" in told:
+            try:
+                started = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=told["started_us"])
+                return told | {"started": started, "took": told["took_us"] / 1e6}
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
+                raise ValueError(f"no time: {error}") from None
+        return told
 
 
 class _Handlings(BaseModel):

@@ -12,11 +12,12 @@ import pytest
 import structlog
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from broker import Reject, Retry, Service, Settings
 from broker.errors import AccessRefused, BrokerError, ConnectionFailed, TooLarge, TopologyConflict
 from broker.eventlog import Handling
-from broker.handlings import KEPT, MOST, Alike, Noted, Recorder, body
+from broker.handlings import KEPT, MOST, Alike, Noted, Recorder, body, written
 from broker.memory import Memory, Server
 from broker.topology import Binding, Exchange, Queue, Topology, handlings_topology
 from broker.transport import Message
@@ -62,9 +63,10 @@ def recorder(wire: Wire, **settings: Any) -> Recorder:
     return made
 
 
-def handled(
-    event_id: UUID, *, at: int = NOON_US, what: Alike = ("Parcel Weighed", "handled", 1, "pack", None, None)
-) -> Noted:
+WELL: Alike = ("Parcel Weighed", "handled", 1, "pack", None, None)
+
+
+def handled(event_id: UUID, *, at: int = NOON_US, what: Alike = WELL) -> Noted:
     return str(event_id), str(event_id), at, 0.5, what
 
 
@@ -106,8 +108,8 @@ async def test_a_handling_reads_as_documented() -> None:
                 "name": "Parcel Weighed",
                 "outcome": "retrying",
                 "attempt": 2,
-                "started": "2026-07-01T12:00:00.123456Z",
-                "took": 0.5,
+                "started_us": NOON_US + 123_456,
+                "took_us": 500_000,
                 "handler": "pack",
                 "error": "ValueError: no tape",
                 "delay": "30s",
@@ -127,14 +129,30 @@ async def test_error_and_delay_stand_only_where_there_is_one() -> None:
 @given(name=st.text(), error=st.text(), handler=st.text())
 def test_whatever_stands_in_a_handling_can_be_read_again(name: str, error: str, handler: str) -> None:
     name, handler = (text.encode("utf-8", "replace").decode() for text in (name, handler))  # as they come off the wire
-    told = json.loads(body("packing", [handled(uuid4(), what=(name, "dead", 4, handler, error, None))]))
+    told = json.loads(body("packing", [written(handled(uuid4(), what=(name, "dead", 4, handler, error, None)))]))
     read = Handling.model_validate(told["handlings"][0])
     assert (read.name, read.handler, read.outcome, read.attempt) == (name, handler, "dead", 4)
     assert len(read.error or "") <= 500
 
 
+def test_times_come_back_to_a_microsecond() -> None:
+    told = json.loads(body("packing", [written((str(uuid4()), str(uuid4()), NOON_US + 1, 0.0123, WELL))]))
+    read = Handling.model_validate(told["handlings"][0])
+    assert read.started == datetime(2026, 7, 1, 12, 0, 0, 1, tzinfo=UTC)
+    assert read.took == 0.0123
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"started_us": "soon"}, {"started_us": 1e300}, {"started_us": 10**30}, {"took_us": None}]
+)
+def test_times_that_are_none_are_refused(wrong: dict[str, Any]) -> None:
+    told = json.loads(written((str(uuid4()), str(uuid4()), NOON_US, 0.1, WELL)))
+    with pytest.raises(ValidationError):
+        Handling.model_validate(told | wrong)
+
+
 def test_half_a_character_in_an_error_is_no_reason_to_fail() -> None:
-    told = body("packing", [handled(uuid4(), what=("A", "dead", 1, None, "what\udcff", None))])
+    told = body("packing", [written(handled(uuid4(), what=("A", "dead", 1, None, "what\udcff", None)))])
     assert json.loads(told)["handlings"][0]["error"] == "what?"
 
 
@@ -184,7 +202,7 @@ async def test_an_event_that_a_handler_publishes_is_not_older_than_its_handling(
         log = [stored.message for stored in world.server.queues["events.log"].ready]
     (sent,) = [json.loads(m.body) for m in log if m.type == "Parcel Sent"]
     (told,) = [it for m in log if m.type == "Handlings" for it in json.loads(m.body)["handlings"]]
-    assert datetime.fromisoformat(told["started"]) <= datetime.fromisoformat(sent["time"])
+    assert Handling.model_validate(told).started <= datetime.fromisoformat(sent["time"])
 
 
 # -- when it is told -------------------------------------------------------------------------------------------------
