@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 from collections import Counter
@@ -175,11 +174,7 @@ async def test_an_interrupted_replay_says_how_to_go_on_and_nothing_is_missed(sho
     ended = await shop.run(*command[1 : command.index("--rate")], *command[command.index("--rate") + 2 :])
     assert ended.code == 0, ended.err
 
-    async def all_twice() -> bool:
-        await asyncio.sleep(0)
-        return len(shelves.lines("handled")) >= 121
-
-    await until(all_twice, 20)
+    await until(lambda: len(shelves.lines("handled")) >= 121, 20)
     counts = Counter(line["event_id"] for line in shelves.lines("handled"))
     assert sorted(counts.values()) == [1] + 60 * [2], (
         "what came after the first replay had begun is none of its business"

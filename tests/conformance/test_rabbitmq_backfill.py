@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from pydantic import SecretStr
 
 from broker import AccessRefused, Context, ContractError, Envelope, Reject, Retry, Service
+from broker.backfill import begin_of
 from broker.backfill.note import Note
 from broker.eventlog import open_log
 from broker.logs import logger
@@ -165,7 +167,12 @@ async def test_one_handler_at_a_time_gets_them_in_order(rabbit: World) -> None:
 async def test_what_is_older_is_left_alone(rabbit: World) -> None:
     broker, handled = await rabbit.broker("scales"), list[int]()
     await broker.publish_many(parcels(1, 2))
-    await asyncio.sleep(2.5)  # RabbitMQ knows times to a second
+    async with open_log(rabbit.settings()) as log:
+
+        async def old() -> bool:
+            return await log.place(begin_of("1s", datetime.now(UTC))) >= (await log.span()).end
+
+        await until(old, every=0.1)
     async with rabbit.serve(packing(handled), backfill="1s"):
         assert handled == [], "nothing is that young"
         await broker.publish(weighed(3))

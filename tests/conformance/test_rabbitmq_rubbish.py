@@ -82,7 +82,7 @@ async def test_rubbish_ends_the_connection_with_a_clear_error_and_the_next_one_w
         await until(lambda: 1 in packed)
 
         publishing = asyncio.create_task(broker.publish_many(weighed(n) for n in range(2, 1000)))
-        await asyncio.sleep(0)
+        await until(lambda: len(packed) > 1, every=0)
         proxy.inject(RUBBISH[what])
         await publishing
 
