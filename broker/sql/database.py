@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
 from enum import Enum
 from pathlib import Path
@@ -21,11 +21,13 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy import AsyncAdaptedQueuePool, Connection, Engine, event
+from sqlalchemy import AsyncAdaptedQueuePool, Connection, Engine, Select, Table, event
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, ExceptionContext, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.sql.dml import ReturningInsert
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from broker.errors import ContractError, DatabaseUnusable
@@ -134,9 +136,19 @@ class Store:
     async def committing(self) -> AsyncIterator[AsyncConnection]:
         """A transaction of our own, short and writing."""
         async with self.engine.connect() as connection, self.in_turn():  # in this order, as handlers do
-            await connection.run_sync(begin)
+            await connection.begin()
+            await begin(connection)
             yield connection
             await connection.commit()
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that sees one moment, however many statements look."""
+        async with self.engine.connect() as connection:
+            if not self.sqlite:
+                await connection.execution_options(isolation_level="REPEATABLE READ")
+            await begin(connection)
+            yield connection
 
     @asynccontextmanager
     async def in_turn(self) -> AsyncIterator[None]:
@@ -152,11 +164,48 @@ def _commits(engine: Engine) -> asyncio.Lock:
     return _all_commits.setdefault(engine, asyncio.Lock())
 
 
-def begin(connection: Connection) -> None:
+def _driver(connection: AsyncConnection) -> Any:
+    """aiosqlite's connection. SQLAlchemy visits its thread three or four times for a statement, it itself once."""
+    sync = connection.sync_connection
+    assert sync is not None, "the connection is open"
+    return sync.connection.driver_connection
+
+
+async def begin(connection: AsyncConnection, statement: str = "BEGIN") -> None:
     """Begin a transaction on SQLite. Its driver would begin one before the first write only, and read outside of it."""
-    driver: Any = connection.connection.driver_connection
-    if connection.dialect.name == "sqlite" and not driver.in_transaction:
-        connection.exec_driver_sql("BEGIN")
+    if connection.dialect.name == "sqlite" and not _driver(connection).in_transaction:
+        await _driver(connection).execute_fetchall(statement)
+
+
+def insert_if_new(table: Table, store: Store) -> Any:
+    """An insert that does nothing where a row of that key is."""
+    dialect: Any = sqlite if store.sqlite else postgresql
+    return dialect.insert(table).on_conflict_do_nothing()
+
+
+class Statement:
+    """One that belongs to every handling, and so is made in the shortest way.
+
+    Args:
+        statement: with a named parameter for each value.
+        store: where it will be made.
+    """
+
+    def __init__(self, statement: Select[Any] | ReturningInsert[Any], store: Store) -> None:
+        self._statement = statement
+        dialect = store.engine.dialect
+        compiled: Any = statement.compile(dialect=dialect)
+        self._sql = str(compiled)
+        self._names = compiled.positiontup
+        types = {name: parameter.type for name, parameter in compiled.binds.items()}
+        self._written = {name: it.dialect_impl(dialect).bind_processor(dialect) for name, it in types.items()}
+
+    async def first(self, connection: AsyncConnection, values: Mapping[str, Any]) -> Any:
+        """The first row that it returns, or None."""
+        if connection.dialect.name != "sqlite":
+            return (await connection.execute(self._statement, values)).first()
+        plain = [write(values[it]) if (write := self._written[it]) else values[it] for it in self._names]
+        return next(iter(await _driver(connection).execute_fetchall(self._sql, plain)), None)
 
 
 def in_memory(url: URL) -> bool:

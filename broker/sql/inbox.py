@@ -21,15 +21,13 @@ import random
 import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 from uuid import UUID
 from weakref import WeakValueDictionary
 
-from sqlalchemy import ColumnElement, Connection, delete, event, insert, select, tuple_
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, bindparam, delete, event, insert, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import await_only
@@ -38,12 +36,13 @@ from structlog.typing import FilteringBoundLogger
 from broker.envelope import Envelope
 from broker.errors import ContractError
 from broker.publisher import Broker, Publication
-from broker.sql.database import Meaning, Store, begin, in_words, meaning_of
+from broker.sql.database import Meaning, Statement, Store, begin, in_words, insert_if_new, meaning_of
 from broker.sql.relay import Relay
 from broker.sql.tables import ADDED, CAUSE, inbox, known_as, outbox, row
 
 Handle = Callable[[AsyncSession], Awaitable[Sequence[Publication]]]
 
+KEY = (inbox.c.service, inbox.c.source, inbox.c.event_id)
 PATIENCE = 3
 """How often a transaction on SQLite may be overtaken before it runs alone."""
 MOST = 20
@@ -75,14 +74,7 @@ class HandlersSession(Session):
         return super().begin(nested=True)
 
 
-@event.listens_for(HandlersSession, "after_begin")
-def _begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-    """On SQLite a transaction begins, and sees a state of the database, when the handler first uses it."""
-    begin(connection)
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """An inbox entry, to be found or made."""
 
     service: str
@@ -159,7 +151,8 @@ class SqlTransactions:
         self._log = log
         self._busy: WeakValueDictionary[tuple[str, UUID], asyncio.Lock] = WeakValueDictionary()
         self._away: str | None = None
-        self._insert_entry = _insert_if_new(store)
+        self._look_up = Statement(select(inbox.c.digest).where(*(it == bindparam(it.name) for it in KEY)), store)
+        self._enter = Statement(insert_if_new(inbox, store).returning(inbox.c.event_id), store)
 
     async def run(self, envelope: Envelope, handle: Handle, *, again: bool = False) -> bool:
         """As `broker.transactions.Transactions.run`."""
@@ -204,14 +197,12 @@ class SqlTransactions:
                 if not again and await self._is_known(connection, entry):
                     return False
                 async with Turn(self._store) as turn:
-                    if self._store.sqlite:
-                        await connection.rollback()  # what was read is no part of the transaction
                     if not connection.in_transaction():  # or the handler's session would have, and end, its own
                         await connection.begin()
                     if self._store.sqlite:
                         if alone:
                             await turn.take()
-                            await connection.exec_driver_sql("BEGIN IMMEDIATE")
+                        await begin(connection, "BEGIN IMMEDIATE" if alone else "BEGIN")
                         turn.take_before_writing(connection)
                     transaction = connection.get_transaction()
                     session = _session(connection, envelope)
@@ -244,20 +235,10 @@ class SqlTransactions:
         self, connection: AsyncConnection, entry: Entry, rows: list[dict[str, Any]], *, again: bool
     ) -> bool:
         """Write the inbox entry and the outbox, and commit; False if another process has handled it meanwhile."""
-        await connection.run_sync(begin)
         if again:
-            await connection.execute(delete(inbox).where(*_is(entry)))
-        new = await connection.execute(
-            self._insert_entry,
-            {
-                "service": entry.service,
-                "source": entry.source,
-                "event_id": entry.event_id,
-                "digest": entry.digest,
-                "handled_at": datetime.now(UTC),
-            },
-        )
-        if new.rowcount == 0:
+            await connection.execute(delete(inbox).where(tuple_(*KEY) == tuple_(*entry[:3])))
+        new = await self._enter.first(connection, {**entry._asdict(), "handled_at": datetime.now(UTC)})
+        if new is None:
             return False
         if rows:
             await connection.execute(insert(outbox), rows)
@@ -265,16 +246,15 @@ class SqlTransactions:
         return True
 
     async def _is_known(self, connection: AsyncConnection, entry: Entry) -> bool:
-        found = await connection.execute(select(inbox.c.digest).where(*_is(entry)))
-        digest = found.scalar()
-        if digest is not None and digest != entry.digest:
+        found = await self._look_up.first(connection, entry._asdict())
+        if found is not None and found[0] != entry.digest:
             self._log.warning(
                 "duplicate differs",
                 event_id=str(entry.event_id),
                 source=entry.source,
                 error="an event was handled under this id, with other data; the first one stands",
             )
-        return digest is not None
+        return found is not None
 
     async def _is_known_by_now(self, entry: Entry) -> bool:
         try:
@@ -322,15 +302,6 @@ def _session(connection: AsyncConnection, envelope: Envelope) -> AsyncSession:
     )
 
 
-def _is(entry: Entry) -> tuple[ColumnElement[bool], ...]:
-    return inbox.c.service == entry.service, inbox.c.source == entry.source, inbox.c.event_id == entry.event_id
-
-
-def _insert_if_new(store: Store) -> Any:
-    dialect: Any = sqlite if store.sqlite else postgresql
-    return dialect.insert(inbox).on_conflict_do_nothing()
-
-
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """An exception, and those that led to it."""
     found: BaseException | None = error
@@ -361,10 +332,9 @@ async def keep_pruning(store: Store, service: str, max_age: float, log: Filterin
 
 async def prune(store: Store, service: str, before: datetime) -> int:
     """Remove a service's entries from before a time, a few in each transaction, so that handlers get their turns."""
-    key = (inbox.c.service, inbox.c.source, inbox.c.event_id)
-    some = select(*key).where(inbox.c.service == service, inbox.c.handled_at < before)
+    some = select(*KEY).where(inbox.c.service == service, inbox.c.handled_at < before)
     some = some.order_by(inbox.c.handled_at).limit(PRUNE_AT_ONCE)
-    statement = delete(inbox).where(tuple_(*key).in_(some))
+    statement = delete(inbox).where(tuple_(*KEY).in_(some))
     removed = 0
     while True:
         async with store.committing() as connection:

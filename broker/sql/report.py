@@ -91,7 +91,7 @@ def sql(dialect: str, since: int | None = None) -> str:
 
 async def look(database: str, *, timeout: float) -> Report:
     """Read how a database stands. Raises as `broker.sql.database.open_store` does."""
-    async with open_store(database, timeout=timeout, create=False) as store, store.engine.connect() as connection:
+    async with open_store(database, timeout=timeout, create=False) as store, store.reading() as connection:
         its = inbox.c
         kept = select(its.service, func.count(), func.min(its.handled_at)).group_by(its.service).order_by(its.service)
         lines = await connection.execute(select(func.count(), func.min(outbox.c.added_at)).where(waiting))

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from broker import Context, Service
 from broker.memory import Memory, MemoryDelivery
+from broker.sql.database import Statement
 from broker.sql.inbox import SqlTransactions
 from broker.sql.outbox import Taken
 from broker.sql.relay import Relay
@@ -61,7 +62,7 @@ POINTS = (*BEFORE_COMMIT, *AFTER_COMMIT)
 def inject(crash: Crash, patch: pytest.MonkeyPatch) -> None:
     """Put the points into the way of a delivery."""
     run, known, finish = SqlTransactions.run, SqlTransactions._is_known, SqlTransactions._finish
-    execute, commit = AsyncConnection.execute, AsyncConnection.commit
+    make, commit = Statement.first, AsyncConnection.commit
     wake, ack = Relay.wake, MemoryDelivery.ack
 
     async def running(self: SqlTransactions, envelope: Any, handle: Any, *, again: bool = False) -> bool:
@@ -82,11 +83,11 @@ def inject(crash: Crash, patch: pytest.MonkeyPatch) -> None:
             if not connection.closed and not connection.invalidated:
                 connection.info.pop("finishing", None)
 
-    async def executing(self: AsyncConnection, statement: Any, *arguments: Any, **more: Any) -> Any:
-        result = await execute(self, statement, *arguments, **more)
-        if self.info.get("finishing") and statement.table.name == "broker_inbox":
+    async def making(self: Statement, connection: AsyncConnection, *arguments: Any) -> Any:
+        row = await make(self, connection, *arguments)
+        if connection.info.get("finishing"):
             await crash.point("inbox written")
-        return result
+        return row
 
     async def committing(self: AsyncConnection) -> None:
         if not self.info.get("finishing"):
@@ -111,7 +112,7 @@ def inject(crash: Crash, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SqlTransactions, "run", running)
     patch.setattr(SqlTransactions, "_is_known", knowing)
     patch.setattr(SqlTransactions, "_finish", finishing)
-    patch.setattr(AsyncConnection, "execute", executing)
+    patch.setattr(Statement, "first", making)
     patch.setattr(AsyncConnection, "commit", committing)
     patch.setattr(Relay, "wake", waking)
     patch.setattr(MemoryDelivery, "ack", acking)

@@ -167,6 +167,18 @@ async def breakable(url: str) -> AsyncIterator[tuple[AsyncEngine, list[sqlite3.E
         if failing:
             raise failing[0]
 
+    @events.listens_for(engine.sync_engine, "connect")
+    def fail_directly(connection: Any, _: object) -> None:
+        """Our own statements go past SQLAlchemy."""
+        driver = connection.driver_connection
+        make = driver.execute_fetchall
+
+        def made(*arguments: object) -> object:
+            fail()
+            return make(*arguments)
+
+        driver.execute_fetchall = made
+
     yield engine, failing
     await engine.dispose()
 
