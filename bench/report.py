@@ -76,7 +76,8 @@ def floors(results: list[Figures]) -> list[Floor]:
     share = memory[max(memory)] / memory[min(memory)] if memory else None
     logged, unlogged = of("event log", "on"), of("publish", "faststream")
     recorded = ratio("handlings", "not recorded", "recorded")
-    beside = ratio("backfill beside", "before", "meanwhile", "p50")
+    beside = {p: ratio("backfill beside", "before", "meanwhile", p) for p in ("p50", "p99")}
+    told = of("story", "ours", "ms")
     peer, many, at_share = "faststream", "publish_many", "latency at 60 %"
     return [
         Floor("`publish_many`, × FastStream", ratio("publish", peer, many), 4.5, True),
@@ -105,7 +106,10 @@ def floors(results: list[Figures]) -> list[Floor]:
         ),
         Floor("`broker replay`, × `publish_many`", ratio("replay", many), 0.7, True),
         Floor("handlings recorded, × the rate without", recorded, 0.95, True),
-        Floor("live events beside a backfill, p50, × before", beside, 2, False),
+        Floor("live events beside a backfill, p50, × before", beside["p50"], 2, False),
+        Floor("… p99, × before", beside["p99"], 2, False),
+        Floor("one story of a long log, seconds", None if told is None else told / 1e3, 5, False),
+        Floor("… memory, MiB", of("story", "ours", "memory"), 200, False),
         *_database_floors(results),
     ]
 
@@ -180,6 +184,7 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
     "replay": ("`broker replay`, and `publish_many` with the event log on", ("rate", "cpu")),
     "handlings": ("Consuming a backlog, handlings recorded or not", ("rate", "cpu")),
     "backfill": ("A backfill while 500 events a second arrive", ("rate", "cpu", "memory")),
+    "story": ("The story of one event in a long log", ("ms", "memory")),
     "backfill beside": ("From publish to another service's handler, before the backfill and meanwhile", ("p50", "p99")),
 }
 CURVES: dict[str, tuple[str, str, str]] = {

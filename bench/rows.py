@@ -239,21 +239,22 @@ def replay(bench: Bench) -> None:
     """Events of the event log once more, for one service, beside what published them."""
     for _ in range(bench.rounds):
         count = bench.some(20_000)
-        for do, name in (("publish_many", "publish_many"), ("replay", "ours")):
+        for contender, do in (("ours", "publish_many"), ("tools", "replay")):
             bench.empty()
-            bench.keep("replay", name, bench.run("ours", do, count=count, settings={"log": True}))
+            name = "ours" if do == "replay" else do
+            bench.keep("replay", name, bench.run(contender, do, count=count, settings={"log": True}))
             bench.check(count)
         bench.delete("events.log")
     bench.empty()
 
 
 def handlings(bench: Bench) -> None:
-    """A backlog, with and without a record of each handling; turns, for the difference is small."""
+    """A long backlog, with and without a record of each handling; turns, for the difference is small."""
     for _ in range(3 * bench.rounds):
         for on in (False, True):
-            bench.fill("ours", bench.some(8000))
+            bench.fill("ours", bench.some(20_000))
             figures = bench.run(
-                "ours", "consume", count=bench.some(8000), settings={"log": True, "record_handlings": on}
+                "ours", "consume", count=bench.some(20_000), settings={"log": True, "record_handlings": on}
             )
             bench.keep("handlings", "recorded" if on else "not recorded", figures)
             bench.check(0)
@@ -279,6 +280,20 @@ def backfill(bench: Bench) -> None:
     bench.delete("events.log", "late", "late.dead")
 
 
+def story(bench: Bench) -> None:
+    """The story of one event amid a long log."""
+    half, logged = 500_000 if bench.scale > 1 else 25_000, {"log": True}
+    bench.delete("bench")
+    for part in range(2):
+        if part:
+            one = bench.run("tools", "publish_one", settings=logged)["id"]
+        for _ in range(half // 25_000):
+            bench.run("ours", "publish_many", count=25_000, settings=logged)
+    bench.keep("story", "ours", bench.run("tools", "story", settings=logged, options={"id": one}))
+    bench.delete("events.log")
+    bench.declare("bench")
+
+
 ROWS: dict[int, Callable[[Bench], None]] = {
     1: publish,
     2: one_by_one,
@@ -297,4 +312,5 @@ ROWS: dict[int, Callable[[Bench], None]] = {
     15: replay,
     16: handlings,
     17: backfill,
+    18: story,
 }

@@ -23,7 +23,7 @@ from bench.order import fields
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".venv-bench" / "bin" / "python"
 """The interpreter that has the peers."""
-AMONG_US = ("ours", "limit", "transactional")
+AMONG_US = ("ours", "limit", "transactional", "tools")
 """Those that run in the project's own environment."""
 TIMEOUT = 900.0
 

@@ -7,7 +7,8 @@ A service collects its handlings, and publishes them up to `MOST` or a second at
      "outcome": "handled", "attempt": 1, "handler": "pack", "started_us": 1782907200123456, "took_us": 12300}]}
 
 Times are whole microseconds, since 1970 and as long: fractions take longer to write, which counts at each event. And
-each is written as soon as it is known, which takes less time than to keep its parts for later.
+each is written as soon as it is known, which takes less time than to keep its parts for later; what it has in common
+with the one before it, as most have, is made once.
 
 They are for people who ask what happened, not a promise: a process that is killed takes its last second of them along,
 and nothing waits for them. They are published apart from everything else, so that no refusal of them disturbs the
@@ -66,6 +67,8 @@ class Recorder:
         self._transport = transport
         self._log = log
         self._collected: deque[str] = deque(maxlen=KEPT)
+        self._alike: Alike | None = None
+        self._common = ""
         self._enough = asyncio.Event()
         self._on = False
         self._working: asyncio.Task[None] | None = None
@@ -81,7 +84,10 @@ class Recorder:
         """Note one handling that has ended."""
         if not self._on:
             return
-        self._collected.append(written(handling))
+        alike = handling[4]
+        if alike != self._alike:
+            self._alike, self._common = alike, common(alike)
+        self._collected.append(written(handling, self._common))
         if len(self._collected) == MOST:
             self._enough.set()
 
@@ -159,11 +165,11 @@ class Recorder:
         )
 
 
-def written(handling: Noted) -> str:
-    """A handling as it stands in the event log."""
-    event_id, story, began, took, alike = handling
+def written(handling: Noted, alike: str) -> str:
+    """A handling as it stands in the event log; ``alike`` is what `common` makes of its last part."""
+    event_id, story, began, took, _ = handling
     return (
-        f'{{"event_id":"{event_id}","correlation_id":"{story}",{_common(alike)},'
+        f'{{"event_id":"{event_id}","correlation_id":"{story}",{alike},'
         f'"started_us":{began},"took_us":{int(took * 1e6)}}}'
     )
 
@@ -174,7 +180,8 @@ def body(service: str, handlings: Iterable[str]) -> bytes:
 
 
 @lru_cache(maxsize=1000)
-def _common(alike: Alike) -> str:
+def common(alike: Alike) -> str:
+    """What many handlings have in common, as it stands in each."""
     name, outcome, attempt, handler, error, delay = alike
     told: dict[str, Any] = {"name": name, "outcome": outcome, "attempt": attempt, "handler": handler}
     if error is not None:

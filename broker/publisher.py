@@ -141,11 +141,12 @@ class Broker:
         Args:
             events: read as there is room for more, so they need not fit into memory.
             correlation_id: the story that all of them belong to. Unsaid: each begins one.
-            progress: told how many are confirmed so far, after each.
+            progress: told how many are confirmed so far, after each. What it raises is raised here, once all have an
+                answer; it is not called again.
 
         Raises:
             ExceptionGroup: of what `publish` raises, one for each event that failed; the others are stored. Each
-                carries ``event_id``.
+                names its event; those that are a `PublishFailed` carry ``event_id``, too.
             ContractError: one of them is not an event; those after it are not sent.
         """
         batch = Batch(self, progress)
@@ -163,6 +164,7 @@ class Broker:
         except BaseException:
             batch.abandoned = True
             raise
+        stopped = stopped or batch.raised
         if batch.failures:
             raise ExceptionGroup(
                 f"{len(batch.failures)} of {len(batch.ids)} events were not confirmed",
@@ -234,14 +236,7 @@ class Broker:
                 "Store the bulk elsewhere, and publish where it is."
             )
         return Message(
-            exchange=self.settings.exchange,
-            key=contract.key,
-            body=body,
-            content_type=CONTENT_TYPE,
-            type=contract.name,
-            correlation_id=correlation,
-            app_id=self.source,
-            timestamp=now,
+            self.settings.exchange, contract.key, body, CONTENT_TYPE, contract.name, correlation, self.source, now
         )
 
 
@@ -251,6 +246,7 @@ class Batch:
     Attributes:
         ids: of all that were begun, in order.
         failures: of those that were not confirmed.
+        raised: what ``progress`` raised.
         abandoned: nobody waits for those under way any more; they may be stored.
     """
 
@@ -263,6 +259,7 @@ class Batch:
         self._confirmed = 0
         self.ids: list[UUID] = []
         self.failures: list[Exception] = []
+        self.raised: Exception | None = None
         self.abandoned = False
 
     def add(self, publication: Publication) -> None:
@@ -285,12 +282,16 @@ class Batch:
             self._waiting.set_result(None)
         if error is None:
             self._confirmed += 1
-            self._broker.confirmed(publication)
-            if self._progress is not None:
-                self._progress(self._confirmed)
+            try:
+                self._broker.confirmed(publication)
+                if self._progress is not None:
+                    self._progress(self._confirmed)
+            except Exception as raised:  # theirs; the answers to the others are at hand
+                self.raised, self._progress = raised, None
         elif isinstance(error, PublishFailed):
             self.failures.append(self._broker.unconfirmed(publication, error))
         else:
+            error.add_note(f"{publication.event.__contract__.name!r} {publication.id}")
             self.failures.append(error)
 
     async def room(self) -> None:

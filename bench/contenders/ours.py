@@ -14,8 +14,6 @@ from broker import Broker, Context, Event, Service, Settings
 from broker.logs import logger
 from broker.rabbitmq import RabbitMQ
 from broker.service import serve
-from broker.tools.log import Wanted, open_log
-from broker.tools.replay import Outcome, Replay
 from broker.topology import service_topology
 
 
@@ -91,20 +89,6 @@ async def consume_patterns(job: Job) -> None:
     it.on("order.*")(handle)
     async with serve(it, settings(job), logger(settings(job))):
         await seen.all.wait()
-
-
-async def replay(job: Job) -> None:
-    """All events of the event log once more, for one service, told how far it is."""
-    made, told = settings(job), list[int]()
-    async with open_log(made) as log:
-        span = await log.span()
-        outcome = Outcome(span.first, span.end)
-        wanted = Wanted(patterns=("order.*",))
-        replaying = Replay(made, job.queues[0], wanted, progress=lambda it: told.append(it.next))
-        with job.measured():
-            await replaying.run(log, outcome)
-    assert outcome.count == job.count
-    assert told
 
 
 async def backfill(job: Job) -> None:

@@ -19,7 +19,15 @@ from uuid import uuid4
 
 from aiormq.abc import AbstractChannel
 
-from broker.errors import BrokerError, ConnectionFailed, Malformed, NotConfirmed, PublishRefused, Unroutable
+from broker.errors import (
+    BrokerError,
+    ConnectionFailed,
+    ContractError,
+    Malformed,
+    NotConfirmed,
+    PublishRefused,
+    Unroutable,
+)
 from broker.rabbitmq import frames
 from broker.rabbitmq.answers import SETTLING, at_last, late, message_of, refusal
 from broker.rabbitmq.link import Link, reason
@@ -35,7 +43,13 @@ MOST_BYTES = 32 * 1024 * 1024
 WRITE_AT = 65_536
 """Bytes that are written at once; fewer wait for the end of the turn."""
 MANY = 500
-"""Publishes under way for which confirms are read every few milliseconds: one by one they cost more than publishes."""
+"""With more publishes under way, confirms are read some at a time: one by one they cost more than publishes."""
+AT_A_TIME = 60
+"""So many, about: an eighth of what is under way, so nobody waits much longer for it."""
+REST = (0.004, 0.03)
+"""Seconds between such reads: the least, and the most."""
+LOOK_AGAIN = 0.01
+"""Seconds from one look for late publishes to the next, at least."""
 AGAIN = 0.1
 """Seconds after which a publish that was returned right after a connect is repeated."""
 
@@ -79,6 +93,7 @@ class DirectPublisher:
         self._alarm: asyncio.TimerHandle | None = None
         self._wakes_at = 0.0
         self._closed = False
+        self._rest, self._came = REST[0], 0
 
     # -- what is asked of it -----------------------------------------------------------------------------------------
 
@@ -108,6 +123,7 @@ class DirectPublisher:
         self._sockets, self._channel, self._frame_max = sockets, channel, frame_max
         self._prefix = f"{uuid4().hex[:16]}-"  # message ids are unique: this, and the tag
         self._tag, self._lowest = 0, 1
+        self._rest, self._came = REST[0], 0
         self._started_at = self._loop.time()
         sockets.attach(channel, self, frame_max)
         self._fill()
@@ -152,15 +168,20 @@ class DirectPublisher:
                 self._send(pending)
 
     def _send(self, pending: Pending) -> None:
-        message = pending.message
-        self._tag = tag = self._tag + 1
+        message, tag = pending.message, self._tag + 1
         pending.returned = ""
-        properties = properties_of(message, f"{self._prefix}{tag}")
+        try:
+            properties = properties_of(message, f"{self._prefix}{tag}")
+            method = frames.publish(self._channel, message.exchange, message.key, mandatory=pending.mandatory)
+            content = frames.content(self._channel, properties, message.body, self._frame_max)
+        except ValueError as error:
+            self._fail(pending, ContractError(f"RabbitMQ takes no such message: {error}"))
+            return
         alone = not self._waiting
         if not alone and not self._out:
             self._loop.call_soon(self._flush)
-        self._out.append(frames.publish(self._channel, message.exchange, message.key, mandatory=pending.mandatory))
-        self._out.append(frames.content(self._channel, properties, message.body, self._frame_max))
+        self._out += (method, content)
+        self._tag = tag  # RabbitMQ counts what is sent, so what could be made
         self._waiting[tag] = pending
         size = len(message.body)
         self._bytes += size
@@ -180,13 +201,21 @@ class DirectPublisher:
     def confirmed(self, tag: int, multiple: bool) -> None:
         """Basic.Ack."""
         self._link.confirmed()
-        if len(self._waiting) > MANY and self._sockets is not None:
-            self._sockets.rest()
-        for pending in self._settle(tag, multiple):
+        settled = self._settle(tag, multiple)
+        self._came += len(settled)
+        if len(self._waiting) > MANY:
+            self._read_some_at_a_time()
+        for pending in settled:
             if pending.returned:
                 self._came_back(pending)
             elif not pending.waiter.done():
                 pending.waiter.set_result(None)
+
+    def _read_some_at_a_time(self) -> None:
+        """Rest for as long as RabbitMQ takes to confirm `AT_A_TIME`, going by how many came after the rest before."""
+        if self._sockets is not None and self._sockets.rest(self._rest):
+            wanted = self._rest * min(AT_A_TIME / max(1, self._came), 2)
+            self._rest, self._came = min(max(REST[0], wanted), REST[1]), 0
 
     def refused(self, tag: int, multiple: bool) -> None:
         """Basic.Nack."""
@@ -215,6 +244,8 @@ class DirectPublisher:
         else:
             pending = take(tag, None)
             found = [pending] if pending is not None else []
+            if tag == self._lowest:
+                self._lowest += 1
         self._bytes -= sum([len(pending.message.body) for pending in found])
         if self._line:
             self._loop.call_soon(self._fill)
@@ -254,8 +285,9 @@ class DirectPublisher:
         for pending in left:
             if pending.deadline <= now:
                 self._fail(pending, late(pending.timeout, self._link.problem))
+        self._line = deque(it for it in self._line if not it.waiter.done())
         if later := [it.deadline for it in left if it.deadline > now]:
-            self._wake_at(min(later))
+            self._wake_at(max(min(later), now + LOOK_AGAIN))
 
 
 def properties_of(message: Message, message_id: str | None) -> bytes:
@@ -334,9 +366,8 @@ class DirectChannel:
         self._number = channel.number
         self._sockets = sockets
         self._receivers: dict[str, Receive] = {}
-        self._floor = 0
+        self._in_hand: dict[int, None] = {}
         self._done: list[int] = []
-        self._ahead: set[int] = set()
         self._others: list[bytes] = []
         self._flushing = False
         sockets.attach(self._number, self, frame_max)
@@ -364,6 +395,7 @@ class DirectChannel:
 
     def deliver(self, delivered: frames.Delivered) -> None:
         """Basic.Deliver."""
+        self._in_hand[delivered.tag] = None
         receive = self._receivers.get(delivered.consumer_tag)
         if receive is not None:
             receive(DirectDelivery(self, delivered))
@@ -381,13 +413,14 @@ class DirectChannel:
 
     def ack(self, tag: int) -> None:
         """Acknowledge, with others of this turn."""
+        self._in_hand.pop(tag, None)
         self._done.append(tag)
         self._soon()
 
     def reject(self, tag: int, *, requeue: bool) -> None:
         """Give back, or have it dead-lettered."""
+        self._in_hand.pop(tag, None)
         self._others.append(frames.reject(self._number, tag, requeue=requeue))
-        self._ahead.add(tag)
         self._soon()
 
     def _soon(self) -> None:
@@ -400,20 +433,12 @@ class DirectChannel:
         self._flushing = False
         out, self._others = self._others, []
         done, self._done = self._done, []
-        done.sort()
-        up_to = 0
-        ahead = self._ahead
-        for tag in done:
-            while self._floor + 1 in ahead:
-                self._floor += 1
-                ahead.discard(self._floor)
-            if tag == self._floor + 1:
-                self._floor = up_to = tag
-            else:
-                ahead.add(tag)
-                out.append(frames.ack(self._number, tag, multiple=False))
-        if up_to:
-            out.append(frames.ack(self._number, up_to, multiple=True))
+        first = next(iter(self._in_hand), None)  # tags come in order
+        before = done if first is None else [tag for tag in done if tag < first]
+        if first is not None:
+            out += [frames.ack(self._number, tag, multiple=False) for tag in done if tag > first]
+        if before:
+            out.append(frames.ack(self._number, max(before), multiple=True))
         if not self.lost:
             self._sockets.write(b"".join(out))
 

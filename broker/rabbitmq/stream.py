@@ -19,10 +19,6 @@ TELL = 5.0
 """Seconds after which aiormq is told that bytes come, though none are for it: it takes silence for a dead peer."""
 
 
-REST = 0.004
-"""Seconds for which nothing is read while very much is under way: what comes meanwhile is then read at once."""
-
-
 class NotingReader(asyncio.StreamReader):
     """A stream reader that notes when bytes last came, and hands the frames of registered channels to their sinks.
 
@@ -107,12 +103,14 @@ class Sockets(TransportFactory):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
-    def rest(self) -> None:
-        """Read on in a moment."""
-        if self._transport is not None and not self._resting and not self._transport.is_closing():
-            self._resting = True
-            self._transport.pause_reading()
-            asyncio.get_running_loop().call_later(REST, self._read_on)
+    def rest(self, seconds: float) -> bool:
+        """Read on in a moment: what comes meanwhile is then read at once. False if it rests already."""
+        if self._transport is None or self._resting or self._transport.is_closing():
+            return False
+        self._resting = True
+        self._transport.pause_reading()
+        asyncio.get_running_loop().call_later(seconds, self._read_on)
+        return True
 
     def _read_on(self) -> None:
         self._resting = False

@@ -4,8 +4,8 @@ What a failure means decides what becomes of a delivery (`Meaning`): another wri
 at once; the database is away or full, so it waits; anything else is the handler's.
 
 SQLite has one writer at a time, and a transaction that has read before another writer's commit can no longer write. So
-a transaction begins with its first statement and takes the write lock with its first write; all of this process's
-commits go through one lock, which is fair and never times out.
+a transaction sees the database as of its first statement and takes the write lock with its first write; all of this
+process's commits go through one lock, which is fair and never times out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from enum import Enum
 from pathlib import Path
@@ -21,13 +21,12 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy import AsyncAdaptedQueuePool, Connection, Engine, Select, Table, event
+from sqlalchemy import AsyncAdaptedQueuePool, Connection, Engine, Insert, Select, StaticPool, Table, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, ExceptionContext, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.sql.dml import ReturningInsert
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from broker.errors import ContractError, DatabaseUnusable
@@ -136,7 +135,6 @@ class Store:
     async def committing(self) -> AsyncIterator[AsyncConnection]:
         """A transaction of our own, short and writing."""
         async with self.engine.connect() as connection, self.in_turn():  # in this order, as handlers do
-            await connection.begin()
             await begin(connection)
             yield connection
             await connection.commit()
@@ -165,16 +163,39 @@ def _commits(engine: Engine) -> asyncio.Lock:
 
 
 def _driver(connection: AsyncConnection) -> Any:
-    """aiosqlite's connection. SQLAlchemy visits its thread three or four times for a statement, it itself once."""
     sync = connection.sync_connection
     assert sync is not None, "the connection is open"
     return sync.connection.driver_connection
 
 
-async def begin(connection: AsyncConnection, statement: str = "BEGIN") -> None:
-    """Begin a transaction on SQLite. Its driver would begin one before the first write only, and read outside of it."""
-    if connection.dialect.name == "sqlite" and not _driver(connection).in_transaction:
-        await _driver(connection).execute_fetchall(statement)
+def in_transaction(connection: AsyncConnection) -> bool:
+    """Whether the database has one, whatever SQLAlchemy believes: SQL can end it, and SQLite does on a full disk."""
+    driver = _driver(connection)
+    return bool(driver.in_transaction if connection.dialect.name == "sqlite" else driver.is_in_transaction())
+
+
+async def begin(connection: AsyncConnection, *, to_write: bool = False) -> None:
+    """Begin a transaction on SQLite. Its driver would begin one before the first write only, and read outside of it.
+
+    Args:
+        to_write: take the write lock at once. Else it sees the database as it is when it is first used.
+    """
+    await connection.begin()
+    if connection.dialect.name != "sqlite":
+        return
+    if to_write and in_transaction(connection):  # an engine's own hook began it
+        await _driver(connection).rollback()
+    if not in_transaction(connection):
+        await _directly(connection, "BEGIN IMMEDIATE" if to_write else "BEGIN")
+
+
+async def _directly(connection: AsyncConnection, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+    """By aiosqlite itself: one visit to the connection's thread, where SQLAlchemy makes three or four."""
+    try:
+        return list(await _driver(connection).execute_fetchall(statement, values))
+    except ValueError as error:  # it was closed under us
+        await connection.invalidate()
+        raise OSError(str(error)) from None
 
 
 def insert_if_new(table: Table, store: Store) -> Any:
@@ -191,7 +212,7 @@ class Statement:
         store: where it will be made.
     """
 
-    def __init__(self, statement: Select[Any] | ReturningInsert[Any], store: Store) -> None:
+    def __init__(self, statement: Select[Any] | Insert, store: Store) -> None:
         self._statement = statement
         dialect = store.engine.dialect
         compiled: Any = statement.compile(dialect=dialect)
@@ -201,11 +222,22 @@ class Statement:
         self._written = {name: it.dialect_impl(dialect).bind_processor(dialect) for name, it in types.items()}
 
     async def first(self, connection: AsyncConnection, values: Mapping[str, Any]) -> Any:
-        """The first row that it returns, or None."""
+        """The first row that it finds, or None."""
         if connection.dialect.name != "sqlite":
             return (await connection.execute(self._statement, values)).first()
-        plain = [write(values[it]) if (write := self._written[it]) else values[it] for it in self._names]
-        return next(iter(await _driver(connection).execute_fetchall(self._sql, plain)), None)
+        return next(iter(await _directly(connection, self._sql, self._plain(values))), None)
+
+    async def changed(self, connection: AsyncConnection, values: Mapping[str, Any]) -> int:
+        """How many rows it changed."""
+        if connection.dialect.name != "sqlite":
+            return (await connection.execute(self._statement, values)).rowcount
+        before = _driver(connection).total_changes
+        await _directly(connection, self._sql, self._plain(values))
+        return int(_driver(connection).total_changes - before)
+
+    def _plain(self, values: Mapping[str, Any]) -> list[Any]:
+        """As SQLAlchemy would write them."""
+        return [write(values[it]) if (write := self._written[it]) else values[it] for it in self._names]
 
 
 def in_memory(url: URL) -> bool:
@@ -241,7 +273,7 @@ async def open_store(
     Raises:
         DatabaseUnusable: it is not supported, does not answer, refuses us, or has no tables or others.
     """
-    if not isinstance(database, str | AsyncEngine):
+    if callable(database):
         found = database()
         database = await found if isinstance(found, Awaitable) else found
     engine, ours = _engine(database, handlers)
@@ -260,7 +292,16 @@ def _engine(database: str | AsyncEngine, handlers: int) -> tuple[AsyncEngine, bo
     if isinstance(database, AsyncEngine):
         if f"{database.dialect.name}+{database.dialect.driver}" not in EXTRAS:
             raise _unsupported(database.dialect.name)
+        if isinstance(database.pool, StaticPool):
+            raise DatabaseUnusable(
+                "An engine with one connection for all (StaticPool, as SQLAlchemy makes it for a database in memory) "
+                "cannot tell one transaction from another. Give the URL instead of the engine."
+            )
         return database, False
+    if not isinstance(database, str):
+        raise DatabaseUnusable(
+            f"A database is given as its URL (str) or an AsyncEngine, not as {type(database).__name__}."
+        )
     try:
         url = make_url(database)
     except (ArgumentError, ValueError):  # its message would repeat the URL, or a part of it
@@ -290,7 +331,7 @@ def _unsupported(drivername: str) -> DatabaseUnusable:
 
 
 def make_engine(url: URL, handlers: int) -> AsyncEngine:
-    """An engine as `Store` wants it. On SQLite: a write-ahead log, and a fair wait for other processes."""
+    """An engine as `Store` wants it. On SQLite: a fair wait for other processes."""
     if url.get_backend_name() != "sqlite":
         return create_async_engine(url, pool_size=handlers + SPARE, max_overflow=0, pool_pre_ping=True)
     engine = create_async_engine(
@@ -305,9 +346,6 @@ def make_engine(url: URL, handlers: int) -> AsyncEngine:
     @event.listens_for(engine.sync_engine, "connect")
     def connected(connection: Any, _: object) -> None:
         connection.isolation_level = None  # the driver must not begin transactions of its own
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.close()
 
     return engine
 
@@ -339,6 +377,9 @@ class _NotYet(Exception):
 
 async def _check_once(store: Store, create: bool) -> None:
     try:
+        if store.sqlite:
+            async with store.engine.connect() as connection:  # it stays so: else nobody commits while anybody reads
+                await _directly(connection, "PRAGMA journal_mode=WAL")
         if create:
             async with store.committing() as connection:
                 store.found = await connection.run_sync(tables.make)

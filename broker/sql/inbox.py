@@ -36,7 +36,7 @@ from structlog.typing import FilteringBoundLogger
 from broker.envelope import Envelope
 from broker.errors import ContractError
 from broker.publisher import Broker, Publication
-from broker.sql.database import Meaning, Statement, Store, begin, in_words, insert_if_new, meaning_of
+from broker.sql.database import Meaning, Statement, Store, begin, in_transaction, in_words, insert_if_new, meaning_of
 from broker.sql.relay import Relay
 from broker.sql.tables import ADDED, CAUSE, inbox, known_as, outbox, row
 
@@ -72,6 +72,10 @@ class HandlersSession(Session):
         if not nested:
             raise ContractError(NOT_YOURS)
         return super().begin(nested=True)
+
+
+def _not_yours(_: Connection) -> NoReturn:
+    raise ContractError(NOT_YOURS)
 
 
 class Entry(NamedTuple):
@@ -152,7 +156,7 @@ class SqlTransactions:
         self._busy: WeakValueDictionary[tuple[str, UUID], asyncio.Lock] = WeakValueDictionary()
         self._away: str | None = None
         self._look_up = Statement(select(inbox.c.digest).where(*(it == bindparam(it.name) for it in KEY)), store)
-        self._enter = Statement(insert_if_new(inbox, store).returning(inbox.c.event_id), store)
+        self._enter = Statement(insert_if_new(inbox, store), store)
 
     async def run(self, envelope: Envelope, handle: Handle, *, again: bool = False) -> bool:
         """As `broker.transactions.Transactions.run`."""
@@ -197,13 +201,14 @@ class SqlTransactions:
                 if not again and await self._is_known(connection, entry):
                     return False
                 async with Turn(self._store) as turn:
+                    if self._store.sqlite and alone:
+                        await turn.take()
                     if not connection.in_transaction():  # or the handler's session would have, and end, its own
-                        await connection.begin()
+                        await begin(connection, to_write=alone)
                     if self._store.sqlite:
-                        if alone:
-                            await turn.take()
-                        await begin(connection, "BEGIN IMMEDIATE" if alone else "BEGIN")
                         turn.take_before_writing(connection)
+                    begun = in_transaction(connection)
+                    event.listen(connection.sync_connection, "commit", _not_yours)
                     transaction = connection.get_transaction()
                     session = _session(connection, envelope)
                     try:
@@ -213,8 +218,9 @@ class SqlTransactions:
                         await turn.take()
                         await session.flush()
                         await session.run_sync(Session.commit)  # ends the session's part alone
-                        if transaction is None or not transaction.is_active:
+                        if transaction is None or not transaction.is_active or begun > in_transaction(connection):
                             raise ContractError(NOT_YOURS)
+                        event.remove(connection.sync_connection, "commit", _not_yours)
                         phase = Phase.AFTER
                         done = await self._finish(connection, entry, rows, again=again)
                         if done and (rows or ADDED in session.info):
@@ -237,8 +243,7 @@ class SqlTransactions:
         """Write the inbox entry and the outbox, and commit; False if another process has handled it meanwhile."""
         if again:
             await connection.execute(delete(inbox).where(tuple_(*KEY) == tuple_(*entry[:3])))
-        new = await self._enter.first(connection, {**entry._asdict(), "handled_at": datetime.now(UTC)})
-        if new is None:
+        if not await self._enter.changed(connection, {**entry._asdict(), "handled_at": datetime.now(UTC)}):
             return False
         if rows:
             await connection.execute(insert(outbox), rows)

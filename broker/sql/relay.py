@@ -27,6 +27,7 @@ from structlog.typing import FilteringBoundLogger
 
 from broker.envelope import CONTENT_TYPE
 from broker.errors import AccessRefused, BrokerError, ContractError, TooLarge
+from broker.events import LONGEST
 from broker.publisher import Broker
 from broker.sql.database import Meaning, Store, in_words, meaning_of
 from broker.sql.outbox import PostgresOutbox, SqliteOutbox, count_waiting
@@ -265,6 +266,7 @@ class Sending:
                     raise TooLarge(
                         f"{row.size} bytes are more than BROKER_MAX_MESSAGE_BYTES={settings.max_message_bytes}"
                     )
+                check_texts(row)
                 return self._broker.forward(message_of(row, settings.exchange), UnderWay(self, subject, row))
             except NEVER as error:
                 self.refuse(row, error)
@@ -305,6 +307,17 @@ class UnderWay:
             self._sending.stuck[self._row.subject_hash] = error
             self._subject.clear()  # those after it wait, too
         self._sending.publish_next(self._subject)
+
+
+def check_texts(row: Row[Any]) -> None:
+    """Refuse what no event of ours has, but a statement of somebody else may have put there.
+
+    Raises:
+        ContractError: AMQP has no room for it.
+    """
+    for what, text in (("name", row.name), ("key", row.key), ("source", row.source)):
+        if len(text.encode()) > LONGEST:
+            raise ContractError(f"its {what} has {len(text.encode())} bytes; {LONGEST} is the most")
 
 
 def message_of(row: Row[Any], exchange: str) -> Message:

@@ -62,7 +62,7 @@ POINTS = (*BEFORE_COMMIT, *AFTER_COMMIT)
 def inject(crash: Crash, patch: pytest.MonkeyPatch) -> None:
     """Put the points into the way of a delivery."""
     run, known, finish = SqlTransactions.run, SqlTransactions._is_known, SqlTransactions._finish
-    make, commit = Statement.first, AsyncConnection.commit
+    make, commit = Statement.changed, AsyncConnection.commit
     wake, ack = Relay.wake, MemoryDelivery.ack
 
     async def running(self: SqlTransactions, envelope: Any, handle: Any, *, again: bool = False) -> bool:
@@ -84,10 +84,10 @@ def inject(crash: Crash, patch: pytest.MonkeyPatch) -> None:
                 connection.info.pop("finishing", None)
 
     async def making(self: Statement, connection: AsyncConnection, *arguments: Any) -> Any:
-        row = await make(self, connection, *arguments)
+        found = await make(self, connection, *arguments)
         if connection.info.get("finishing"):
             await crash.point("inbox written")
-        return row
+        return found
 
     async def committing(self: AsyncConnection) -> None:
         if not self.info.get("finishing"):
@@ -112,7 +112,7 @@ def inject(crash: Crash, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SqlTransactions, "run", running)
     patch.setattr(SqlTransactions, "_is_known", knowing)
     patch.setattr(SqlTransactions, "_finish", finishing)
-    patch.setattr(Statement, "first", making)
+    patch.setattr(Statement, "changed", making)
     patch.setattr(AsyncConnection, "commit", committing)
     patch.setattr(Relay, "wake", waking)
     patch.setattr(MemoryDelivery, "ack", acking)

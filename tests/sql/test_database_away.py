@@ -13,10 +13,11 @@ import pytest
 from sqlalchemy import event as events
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from broker import Context, Service
-from broker.sql.database import make_engine
+from broker.sql.database import Meaning, make_engine, meaning_of
 from broker.sql.inbox import _pause
 from tests.parcels import ParcelSent, ParcelWeighed, weighed
 from tests.sql.effects import Market, Process, note, packing, stored
@@ -308,3 +309,27 @@ async def test_a_user_whose_pool_is_exhausted_waits(sqlite_url: str, database: A
 @pytest.mark.parametrize("tries", [1, 20, 1024, 100_000])
 def test_pauses_stay_short_however_long_it_is_away(tries: int) -> None:
     assert 0 <= _pause(tries, 0.1, 2) <= 2
+
+
+@pytest.mark.parametrize(
+    ("state", "meaning"),
+    [
+        ("40001", Meaning.OVERTAKEN),
+        ("40P01", Meaning.OVERTAKEN),
+        ("55P03", Meaning.OVERTAKEN),
+        ("23505", Meaning.COLLIDED),
+        ("53100", Meaning.AWAY),  # disk full
+        ("53300", Meaning.AWAY),
+        ("57P01", Meaning.AWAY),
+        ("58030", Meaning.AWAY),
+        ("25006", Meaning.AWAY),  # a standby
+        ("08006", Meaning.AWAY),
+        ("42P01", Meaning.FAILED),
+        ("22001", Meaning.FAILED),
+    ],
+)
+def test_what_postgresql_says_means(state: str, meaning: Meaning) -> None:
+    class Refusal(Exception):
+        sqlstate = state
+
+    assert meaning_of(DBAPIError("INSERT", {}, Refusal())) is meaning

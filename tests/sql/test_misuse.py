@@ -70,6 +70,62 @@ async def test_a_handler_that_ends_its_transaction_is_told_what_to_do_instead(
     assert await stored(database) == (0, 0, 0)
 
 
+async def test_a_commit_by_the_connection_is_refused(database_url: str, database: AsyncEngine) -> None:
+    service = Service("packing", database=database_url, retry=Retry("1s"))
+
+    @service.on(ParcelWeighed)
+    async def pack(event: ParcelWeighed, context: Context) -> None:
+        await note(event, context)
+        await (await context.transaction.connection()).commit()
+
+    async with Harness(service, settings=settings()) as shop:
+        await shop.publish(weighed())
+        await shop.advance(minutes=1)
+        (letter,) = shop.dead("packing")
+        assert letter.reason.startswith("ContractError: A handler does not end its transaction")
+    assert await stored(database) == (0, 0, 0)
+
+
+async def test_a_commit_by_sql_is_noticed(database_url: str, database: AsyncEngine) -> None:
+    """It cannot be undone; but it does not count as handled, and what would be published is not."""
+    service = Service("packing", database=database_url, retry=Retry("1s"))
+
+    @service.on(ParcelWeighed)
+    async def pack(event: ParcelWeighed, context: Context) -> ParcelSent:
+        await context.transaction.execute(text("COMMIT"))
+        return ParcelSent(parcel_id=event.parcel_id)
+
+    async with Harness(service, settings=settings()) as shop:
+        await shop.publish(weighed())
+        await shop.advance(minutes=1)
+        (letter,) = shop.dead("packing")
+        assert letter.reason.startswith("ContractError: A handler does not end its transaction")
+    assert await stored(database) == (0, 0, 0)
+
+
+async def test_what_sqlite_rolled_back_by_itself_is_noticed_though_the_error_was_swallowed(
+    sqlite_url: str, database: AsyncEngine
+) -> None:
+    """As it does on a full disk: what came before is gone, and what comes after would be committed alone."""
+    service = Service("packing", database=sqlite_url, retry=Retry("1s"))
+
+    @service.on(ParcelWeighed)
+    async def pack(event: ParcelWeighed, context: Context) -> ParcelSent:
+        await note(event, context)
+        for _ in range(2):
+            with suppress(IntegrityError):
+                await context.transaction.execute(
+                    text("INSERT OR ROLLBACK INTO counters (name, value) VALUES ('a', 1)")
+                )
+        return ParcelSent(parcel_id=event.parcel_id)
+
+    async with Harness(service, settings=settings()) as shop:
+        await shop.publish(weighed())
+        await shop.advance(minutes=1)
+        assert len(shop.dead("packing")) == 1
+    assert await stored(database) == (0, 0, 0)
+
+
 @pytest.mark.parametrize("by", ["connection", "transaction"])
 async def test_ending_it_by_a_way_round_is_noticed(database_url: str, database: AsyncEngine, by: str) -> None:
     service = Service("packing", database=database_url, retry=Retry("1s"))

@@ -10,18 +10,20 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, func, select, text
+from sqlalchemy import event as events
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from broker import ContractError, Service
+from broker import Context, ContractError, Service
 from broker.errors import DatabaseUnusable
 from broker.sql import report, tables
 from broker.sql.database import open_store
 from broker.testing import Harness
-from tests.parcels import weighed
+from tests.parcels import ParcelWeighed, weighed
 from tests.sql.effects import count, effects, metadata, packing, settings, stored
 
 SECRET = "s3cr3t-p4ss"
@@ -240,6 +242,71 @@ async def test_a_users_own_engine_is_taken_as_it_is(
     assert await stored(database) == (20, 20, 0)
     async with engine.connect() as connection:
         assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1, "it is not ours to dispose of"
+    await engine.dispose()
+
+
+async def test_an_engine_with_a_begin_of_its_own_is_taken_as_it_is(sqlite_url: str, database: AsyncEngine) -> None:
+    """As SQLAlchemy's documentation has it for SQLite; handlers that are overtaken run again, in the end alone."""
+    engine = create_async_engine(sqlite_url, pool_size=10, connect_args={"isolation_level": None, "timeout": 30})
+
+    @events.listens_for(engine.sync_engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+    service = Service("packing", database=engine)
+
+    @service.on(ParcelWeighed)
+    async def pack(event: ParcelWeighed, context: Context) -> None:
+        before = (await context.transaction.execute(select(func.count()).select_from(effects))).scalar_one()
+        await asyncio.sleep(0.001)
+        await context.transaction.execute(effects.insert().values(parcel_id=event.parcel_id, grams=before))
+
+    async with Harness(service, settings=settings()) as shop:
+        for number in range(20):
+            await shop.publish(weighed(number))
+        await shop.settled(20)
+        assert "retrying" not in shop.story
+    async with engine.connect() as connection:
+        found = (await connection.execute(select(effects.c.grams))).scalars().all()
+    assert sorted(found) == list(range(20)), "each saw all that were committed before it"
+    await engine.dispose()
+
+
+async def test_an_engine_with_one_connection_for_all_is_refused_with_what_to_give_instead() -> None:
+    why = await refused(create_async_engine("sqlite+aiosqlite://"))
+    assert "Give the URL instead of the engine" in why
+
+
+@pytest.mark.parametrize(
+    "database", [make_url(f"sqlite+aiosqlite:///{SECRET}"), 7, None], ids=["URL", "number", "None"]
+)
+async def test_what_is_no_database_is_refused_by_its_type(database: Any) -> None:
+    why = await refused(database)
+    assert f"not as {type(database).__name__}." in why
+    assert SECRET not in why
+
+
+async def test_what_is_read_together_is_of_one_moment(database_url: str, database: AsyncEngine) -> None:
+    async with open_store(database_url, timeout=5) as store, store.reading() as connection:
+        assert (await connection.execute(select(func.count()).select_from(effects))).scalar_one() == 0
+        async with store.committing() as other:
+            await other.execute(effects.insert().values(parcel_id=uuid4(), grams=1))
+        assert (await connection.execute(select(func.count()).select_from(effects))).scalar_one() == 0
+    assert await count(database, effects) == 1
+
+
+async def test_a_connection_that_was_closed_under_us_is_replaced(sqlite_url: str, database: AsyncEngine) -> None:
+    engine = create_async_engine(sqlite_url, pool_size=1, max_overflow=0)
+    async with Harness(packing(engine), settings=settings()) as shop:
+        await shop.publish(weighed(1))
+        await shop.settled(1)
+        async with engine.connect() as connection:
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+        await driver.close()
+        await shop.publish(weighed(2))
+        await shop.settled(2)
+        assert "retrying" not in shop.story
+    assert await stored(database) == (2, 2, 0)
     await engine.dispose()
 
 

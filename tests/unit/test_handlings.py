@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from broker import Reject, Retry, Service, Settings
 from broker.errors import AccessRefused, BrokerError, ConnectionFailed, TooLarge, TopologyConflict
 from broker.eventlog import Handling
-from broker.handlings import KEPT, MOST, Alike, Noted, Recorder, body, written
+from broker.handlings import KEPT, MOST, Alike, Noted, Recorder, body, common, written
 from broker.memory import Memory, Server
 from broker.topology import Binding, Exchange, Queue, Topology, handlings_topology
 from broker.transport import Message
@@ -70,6 +70,11 @@ def handled(event_id: UUID, *, at: int = NOON_US, what: Alike = WELL) -> Noted:
     return str(event_id), str(event_id), at, 0.5, what
 
 
+def in_a_message(*handlings: Noted) -> Any:
+    """As they are read from one."""
+    return json.loads(body("packing", [written(it, common(it[-1])) for it in handlings]))["handlings"]
+
+
 def note(it: Recorder, count: int = 1) -> list[UUID]:
     """Note so many handlings; returns the events' ids."""
     events = [uuid4() for _ in range(count)]
@@ -118,6 +123,16 @@ async def test_a_handling_reads_as_documented() -> None:
     }
 
 
+async def test_each_handling_tells_its_own_whatever_the_one_before_it_was() -> None:
+    wire = Wire()
+    it = recorder(wire)
+    failed: Alike = ("Parcel Sent", "dead", 4, None, "Unhandled: nobody", None)
+    for what in (WELL, failed, WELL, WELL):
+        it.note(handled(uuid4(), what=what))
+    await it.close()
+    assert [(it["name"], it["outcome"]) for it in wire.handlings] == [what[:2] for what in (WELL, failed, WELL, WELL)]
+
+
 async def test_error_and_delay_stand_only_where_there_is_one() -> None:
     wire = Wire()
     it = recorder(wire)
@@ -129,15 +144,15 @@ async def test_error_and_delay_stand_only_where_there_is_one() -> None:
 @given(name=st.text(), error=st.text(), handler=st.text())
 def test_whatever_stands_in_a_handling_can_be_read_again(name: str, error: str, handler: str) -> None:
     name, handler = (text.encode("utf-8", "replace").decode() for text in (name, handler))  # as they come off the wire
-    told = json.loads(body("packing", [written(handled(uuid4(), what=(name, "dead", 4, handler, error, None)))]))
-    read = Handling.model_validate(told["handlings"][0])
+    (told,) = in_a_message(handled(uuid4(), what=(name, "dead", 4, handler, error, None)))
+    read = Handling.model_validate(told)
     assert (read.name, read.handler, read.outcome, read.attempt) == (name, handler, "dead", 4)
     assert len(read.error or "") <= 500
 
 
 def test_times_come_back_to_a_microsecond() -> None:
-    told = json.loads(body("packing", [written((str(uuid4()), str(uuid4()), NOON_US + 1, 0.0123, WELL))]))
-    read = Handling.model_validate(told["handlings"][0])
+    (told,) = in_a_message((str(uuid4()), str(uuid4()), NOON_US + 1, 0.0123, WELL))
+    read = Handling.model_validate(told)
     assert read.started == datetime(2026, 7, 1, 12, 0, 0, 1, tzinfo=UTC)
     assert read.took == 0.0123
 
@@ -146,14 +161,14 @@ def test_times_come_back_to_a_microsecond() -> None:
     "wrong", [{"started_us": "soon"}, {"started_us": 1e300}, {"started_us": 10**30}, {"took_us": None}]
 )
 def test_times_that_are_none_are_refused(wrong: dict[str, Any]) -> None:
-    told = json.loads(written((str(uuid4()), str(uuid4()), NOON_US, 0.1, WELL)))
+    (told,) = in_a_message(handled(uuid4()))
     with pytest.raises(ValidationError):
         Handling.model_validate(told | wrong)
 
 
 def test_half_a_character_in_an_error_is_no_reason_to_fail() -> None:
-    told = body("packing", [written(handled(uuid4(), what=("A", "dead", 1, None, "what\udcff", None)))])
-    assert json.loads(told)["handlings"][0]["error"] == "what?"
+    (told,) = in_a_message(handled(uuid4(), what=("A", "dead", 1, None, "what\udcff", None)))
+    assert told["error"] == "what?"
 
 
 async def test_each_way_to_end_is_told() -> None:

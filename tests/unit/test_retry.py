@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from broker import ContractError, Malformed, Reject, Retry, Unhandled
-from broker.retry import LONGEST, Acknowledge, DeadLetter, Delay, RetryAfter, decide
+from broker.retry import LONGEST, Acknowledge, DeadLetter, Delay, RetryAfter, decide, length, moment
 
 DELAYS = st.integers(1, LONGEST).map(Delay)
+NOW = datetime(2026, 7, 2, 12, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +64,63 @@ def test_any_text_is_a_delay_or_refused(text: str) -> None:
     except ContractError:
         return
     assert 1 <= delay.milliseconds <= LONGEST
+
+
+@pytest.mark.parametrize(
+    ("text", "long"),
+    [
+        ("0s", timedelta()),
+        ("250ms", timedelta(milliseconds=250)),
+        ("1.5m", timedelta(seconds=90)),
+        ("90d", timedelta(days=90)),  # longer than any delay
+        ("36500d", timedelta(days=36500)),
+    ],
+)
+def test_how_long(text: str, long: timedelta) -> None:
+    assert length(text) == long
+    assert moment(text, NOW) == NOW - long
+
+
+@pytest.mark.parametrize("text", ["", "7", "d", "-7d", "7 d", "1w", "1s\n", "999999999999d", None, 7])
+def test_what_does_not_say_how_long(text: Any) -> None:
+    with pytest.raises(ValueError, match=r"number and a unit|longer than"):
+        length(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "at"),
+    [
+        ("2026-07-01T12:30:00+00:00", datetime(2026, 7, 1, 12, 30, tzinfo=UTC)),
+        ("2026-07-01T14:30+02:00", datetime(2026, 7, 1, 12, 30, tzinfo=UTC)),
+        ("2026-07-01 12:30Z", datetime(2026, 7, 1, 12, 30, tzinfo=UTC)),
+        ("2026-07-01", datetime(2026, 7, 1).astimezone()),
+        ("0001-01-01T00:00+00:00", datetime(1, 1, 1, tzinfo=UTC)),
+    ],
+)
+def test_when(text: str, at: datetime) -> None:
+    found = moment(text, NOW)
+    assert (found, found.tzinfo) == (at, UTC)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "7", "last week", "first", "-7d", "2026-13-01", "999999999d", "999999999999d",
+        "0001-01-01T00:00+14:00", "9999-12-31T23:59-14:00", None, 7, b"7d",
+    ],
+)  # fmt: skip
+def test_what_does_not_say_when(text: Any) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        moment(text, NOW)
+
+
+@given(st.text(max_size=30) | st.from_regex(r"[0-9]{1,14}(ms|s|m|h|d)", fullmatch=True) | st.datetimes().map(str))
+def test_every_text_says_when_or_is_refused(text: str) -> None:
+    try:
+        found = moment(text, NOW)
+    except ValueError:
+        return
+    assert found.tzinfo is UTC
 
 
 def test_a_ladder_says_what_it_is() -> None:

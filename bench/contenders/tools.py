@@ -1,0 +1,41 @@
+"""This package's tools, beside the log that they read."""
+
+from __future__ import annotations
+
+import time
+from uuid import UUID
+
+from bench.contenders.ours import NewOrderPlaced, open_broker, settings
+from bench.job import Job
+from bench.order import fields
+from broker.tools.log import Wanted, open_log
+from broker.tools.replay import Outcome, Replay
+from broker.tools.story_reader import Reader
+
+
+async def replay(job: Job) -> None:
+    """All events of the event log once more, for one service, told how far it is."""
+    made, told = settings(job), list[int]()
+    async with open_log(made) as log:
+        span = await log.span()
+        outcome = Outcome(span.first, span.end)
+        wanted = Wanted(patterns=("order.*",))
+        replaying = Replay(made, job.queues[0], wanted, progress=lambda it: told.append(it.next))
+        with job.measured():
+            await replaying.run(log, outcome)
+    assert outcome.count == job.count
+    assert told
+
+
+async def publish_one(job: Job) -> None:
+    """The event whose story is told."""
+    async with open_broker(job) as broker:
+        job.result["id"] = str(await broker.publish(NewOrderPlaced(**fields(0))))
+
+
+async def story(job: Job) -> None:
+    """What `broker story CORRELATION_ID` reads; nobody has subscribed, so up to the log's end."""
+    began = time.perf_counter()
+    told = await Reader(settings(job), []).story(UUID(job.options["id"]))
+    job.result["ms"] = (time.perf_counter() - began) * 1e3
+    assert [step.name for step in told.steps] == ["New Order Placed"]
