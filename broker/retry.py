@@ -9,6 +9,8 @@ an exception of ``never=``                dead-letter
 any other, a delay left on the ladder     retry after that delay
 any other, none left                      dead-letter
 ========================================  ======================
+
+And how people write how long and when.
 """
 
 from __future__ import annotations
@@ -16,13 +18,42 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from broker.errors import ContractError, Malformed, Reject
 
 UNITS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
 DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)(ms|s|m|h|d)")
 LONGEST = 28 * UNITS["d"]
+
+
+def length(text: str) -> timedelta:
+    """How long ``"90m"``, ``"12h"``, ``"7d"`` is.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    match = DURATION.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+        raise ValueError(f"{text!r} is not a number and a unit")
+    try:
+        return timedelta(milliseconds=float(match[1]) * UNITS[match[2]])
+    except OverflowError:
+        raise ValueError(f"{text!r} is longer than can be counted") from None
+
+
+def moment(text: str, now: datetime) -> datetime:
+    """A point in time, UTC: so long ago (``"90m"``, ``"7d"``), or an ISO date and time, local unless it says otherwise.
+
+    Raises:
+        ValueError: it is neither, or not within the years 1 and 9999.
+    """
+    try:
+        if DURATION.fullmatch(text):
+            return (now - length(text)).astimezone(UTC)
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (TypeError, OverflowError):
+        raise ValueError(f"{text!r} is no point in time within the years 1 and 9999") from None
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from broker.errors import ContractError, Malformed
-from broker.retry import DURATION, UNITS
+from broker.retry import moment
 from broker.topology import backfill_queue
 from broker.transport import Delivery, Message, Offset
 
@@ -25,20 +25,16 @@ def begin_of(since: str, now: datetime) -> Offset:
     Raises:
         ContractError: it is none of these.
     """
-    match = DURATION.fullmatch(since) if isinstance(since, str) else None
+    if since == "first":
+        return since
     try:
-        if match is not None:
-            found = now - timedelta(milliseconds=float(match[1]) * UNITS[match[2]])
-        elif since == "first":
-            return since
-        else:
-            found = datetime.fromisoformat(since).astimezone(UTC)
-        return found if found.timestamp() > 0 else "first"
-    except (ValueError, TypeError, OverflowError):
+        found = moment(since, now)
+    except ValueError:
         raise ContractError(
             f"{since!r} does not say since when to backfill. Write how long ago, '90m', '12h', '7d', or when, "
             "'2026-07-01T12:30', or 'first' for all that the event log holds."
         ) from None
+    return found if found.timestamp() > 0 else "first"
 
 
 class Note(BaseModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Coroutine
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -13,9 +13,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from broker import logs
+from broker import logs, retry
 from broker.errors import ContractError
-from broker.retry import Delay
 from broker.settings import Settings
 from broker.tools.catalogue import Entry, read_catalogue
 from broker.tools.discover import find_services
@@ -84,11 +83,7 @@ def catalogue(modules: list[str] | None) -> list[Entry]:
 def moment(text: str) -> datetime:
     """A point in time: so long ago (``1h``), or a date and time (local unless it says otherwise)."""
     try:
-        return datetime.now(UTC) - timedelta(seconds=Delay.parse(text).seconds)
-    except ContractError:
-        pass
-    try:
-        return datetime.fromisoformat(text).astimezone()
+        return retry.moment(text, datetime.now(UTC))
     except ValueError:
         raise typer.BadParameter(f"{text!r} is no time. Write '30m', '2h', '3d' ago, or '2026-07-01T12:30'.") from None
 

@@ -34,6 +34,7 @@ Subject = Annotated[str | None, typer.Option(metavar="ID", help="Events about th
 Source = Annotated[str | None, typer.Option(metavar="NAME", help="Events that this service or program published.")]
 CorrelationId = Annotated[UUID | None, typer.Option(metavar="ID", help="Events of this story.")]
 Ids = Annotated[list[UUID] | None, typer.Option("--id", metavar="ID", help="This event; repeatable.")]
+Handlings = Annotated[bool, typer.Option("--handlings", help="Show what became of them, too.")]
 
 HOUR = timedelta(hours=1)
 COLOURS: dict[Outcome, str] = {"handled": "green", "duplicate": "green", "retrying": "yellow", "dead": "red"}
@@ -50,7 +51,7 @@ def log(
     source: Source = None,
     correlation_id: CorrelationId = None,
     ids: Ids = None,
-    handlings: Annotated[bool, typer.Option("--handlings", help="Show what became of them, too.")] = False,
+    handlings: Handlings = False,
     limit: Annotated[int | None, typer.Option(metavar="N", help="No more than so many.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.")] = False,
     as_json: AsJson = False,
@@ -58,7 +59,8 @@ def log(
     """Look into the event log: every event, for as long as RabbitMQ keeps it. Disturbs nobody, and changes nothing.
 
     Unless it is said from when, the last hour is shown; of an --id or a --correlation-id, all that there is. With
-    --json, one line each, with all that the log keeps of a message. Those that are no events are shown as such.
+    --json, one line each, with all that the log keeps of an event: what it says, and its body, headers and properties.
+    What is no event is shown as such.
     """
     check_limit(limit)
     if follow and until is not None:
@@ -89,12 +91,27 @@ def log(
 
 
 @app.command(epilog=EXIT_CODES, short_help="Watch events as they happen.")
-def tail(patterns: Patterns = None, as_json: AsJson = False) -> None:
+def tail(
+    patterns: Patterns = None,
+    event: Events = None,
+    subject: Subject = None,
+    source: Source = None,
+    correlation_id: CorrelationId = None,
+    handlings: Handlings = False,
+    as_json: AsJson = False,
+) -> None:
     """Watch events as they happen, until Ctrl-C: `broker log --follow`, from now on."""
-    wanted, printer = Wanted(patterns=tuple(patterns or ())), Printer(as_json=as_json, at_once=True)
+    wanted = Wanted(
+        patterns=tuple(patterns or ()), events=tuple(event or ()), subject=subject, source=source,
+        correlation_id=correlation_id,
+    )  # fmt: skip
+    printer = Printer(as_json=as_json, at_once=True)
 
     async def watch() -> None:
-        async with open_log(settings(), "tail") as it, aclosing(lines(it, wanted, "next", None)) as found:
+        async with (
+            open_log(settings(), "tail") as it,
+            aclosing(lines(it, wanted, "next", None, handlings=handlings)) as found,
+        ):
             async for each in found:
                 printer.show(each)
 
@@ -107,9 +124,11 @@ def tell(text: str, style: str = "yellow") -> None:
 
 
 def tell_reach(which: Part) -> None:
-    """Say so if the log does not reach back as far as was asked."""
-    if which.truncated is not None:
-        tell(f"The log reaches back to {which.truncated.astimezone():%Y-%m-%d %H:%M:%S}: what was before is truncated.")
+    """Say so if the log does not reach back as far as was asked: unasked, to its beginning."""
+    if which.truncated and which.reaches is None:
+        tell("The log does not reach back so far: its beginning is truncated.")
+    elif which.truncated and which.reaches is not None:
+        tell(f"The log reaches back to {which.reaches.astimezone():%Y-%m-%d %H:%M:%S}: what was before is truncated.")
 
 
 class Printer:

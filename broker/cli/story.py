@@ -28,26 +28,27 @@ from broker.cli.common import (
     out,
     printable,
     settings,
-    wait_for,
     write,
 )
 from broker.cli.dead import progress
+from broker.cli.log import tell
 from broker.errors import ContractError
-from broker.retry import Delay
+from broker.retry import length
 from broker.tools.story import Attempt, Delivered, Ending, Step, Story, elapsed, how_it_ended, what_is_open
 from broker.tools.story_reader import Heading, Reader, Wanted
 
 COLOURS: dict[Ending, str] = {"retrying": "yellow", "dead": "red", "waiting": "cyan", "unrecorded": "dim"}
+INTERRUPTED = "Interrupted: what was found so far."
 ENDS = re.compile(r"[0-9a-fA-F-]{4,36}")
 """How an id may end."""
 
 
 def duration(text: str) -> timedelta:
-    """So long: ``10m``, ``2h``."""
+    """So long: ``10m``, ``2h``, ``90d``."""
     try:
-        return timedelta(seconds=Delay.parse(text).seconds)
-    except ContractError as error:
-        raise typer.BadParameter(str(error)) from None
+        return length(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not how long. Write a number and a unit: '30s', '10m', '2h'.") from None
 
 
 @app.command(epilog=EXIT_CODES, short_help="What came of one event, service by service.")
@@ -66,7 +67,12 @@ def story(
     ] = None,
     since: Annotated[
         datetime | None,
-        typer.Option(metavar="TIME", parser=moment, help="Search the log from here on: '2h' ago, or a date and time."),
+        typer.Option(
+            metavar="TIME",
+            parser=moment,
+            help="Search the log from here on, '2h' ago, or a date and time; what is found is told from its beginning. "
+            "With an id: read the log from here on, and tell no earlier event.",
+        ),
     ] = None,
     within: Annotated[
         timedelta | None,
@@ -96,46 +102,54 @@ def story(
         taken = f" {str(html)!r} is the FILE of --html: name that, too." if html is not None and subject is None else ""
         raise typer.BadParameter(f"Which story? Give a correlation id, or --subject ID; not both.{taken}")
     environment = settings()
+    wanted = which_one(which, subject)
     with progress("reading the event log") as told:
         reader = Reader(environment, modules or list(environment.modules), told)
-        meant = which_one(reader, which, subject, since)
-        if isinstance(meant, list):
-            show_list(meant, as_json=as_json)
-            return
-        interrupted = False
-        try:
-            found = asyncio.run(reader.story(meant, since=since, within=within))
-        except KeyboardInterrupt:
-            interrupted = True
-            so_far = reader.so_far("Interrupted: what was found so far.")
-            if so_far is None:
-                sys.exit(130)
-            found = so_far
-    show(found, html, mermaid=mermaid, as_json=as_json)
+        found, interrupted = read(reader, wanted, since, within)
+    if isinstance(found, list):
+        if interrupted:
+            tell(INTERRUPTED)
+        show_list(found, as_json=as_json)
+    elif found is not None:
+        show(found, html, mermaid=mermaid, as_json=as_json)
     if interrupted:
         sys.exit(130)
 
 
-def which_one(reader: Reader, which: str | None, subject: str | None, since: datetime | None) -> UUID | list[Heading]:
-    """The story's id; or several stories.
+def which_one(which: str | None, subject: str | None) -> UUID | Wanted:
+    """The story's id, or what to search for.
 
     Raises:
         ContractError: what was given is no id.
     """
-    if which is not None:
-        try:
-            return UUID(which)
-        except ValueError:
-            pass
-        if not ENDS.fullmatch(which):
-            raise ContractError(f"{which!r} is no id, nor an id's end. To search by what events are about: --subject.")
-    wanted = Wanted.subject(subject or "") if which is None else Wanted.ending(which)
-    found = wait_for(reader.about(wanted, since))
-    return found[0].correlation_id if len(found) == 1 else found
+    if which is None:
+        return Wanted.subject(subject or "")
+    try:
+        return UUID(which)
+    except ValueError:
+        pass
+    if not ENDS.fullmatch(which):
+        raise ContractError(f"{which!r} is no id, nor an id's end. To search by what events are about: --subject.")
+    return Wanted.ending(which)
+
+
+def read(
+    reader: Reader, wanted: UUID | Wanted, since: datetime | None, within: timedelta | None
+) -> tuple[Story | list[Heading] | None, bool]:
+    """The story; or several, to choose one. And whether somebody would not wait: then what was found so far, if any."""
+    try:
+        if isinstance(wanted, Wanted):
+            found = asyncio.run(reader.about(wanted, since))
+            if len(found) > 1:
+                return found, False
+            wanted, since = found[0].correlation_id, None  # it may have begun before
+        return asyncio.run(reader.story(wanted, since=since, within=within)), False
+    except KeyboardInterrupt:
+        return reader.so_far(INTERRUPTED) or reader.headings or None, True
 
 
 def show_list(found: list[Heading], *, as_json: bool) -> None:
-    """Several stories, to choose one."""
+    """Stories, to choose one."""
     if as_json:
         print(json.dumps([it.as_json() for it in found], indent=2))  # noqa: T201
         return
@@ -146,7 +160,8 @@ def show_list(found: list[Heading], *, as_json: bool) -> None:
         table.add_row(str(it.correlation_id), Text(one_line(it.name, 40), "bold"), str(it.events), f"{ago(it.at)} ago")
     console = out()
     console.print(table)
-    console.print(f"\n{len(found)} stories. Next: broker story {found[-1].correlation_id}", style="dim")
+    stories = "1 story" if len(found) == 1 else f"{len(found)} stories"
+    console.print(f"\n{stories}. Next: broker story {found[-1].correlation_id}", style="dim")
 
 
 def show(found: Story, html: Path | None, *, mermaid: bool, as_json: bool) -> None:

@@ -135,7 +135,7 @@ class Line:
     error: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """All that a stream keeps of a message, for programs."""
+        """What a message says, and all that a stream keeps of it, for programs. Handlings say all without a body."""
         return {"offset": self.entry.offset} | self._said() | self._carried()
 
     def _said(self) -> dict[str, Any]:
@@ -159,7 +159,7 @@ class Line:
         }
 
     def _carried(self) -> dict[str, Any]:
-        """Properties and headers; and the body, where no event was read from it."""
+        """Properties, headers and body."""
         message = self.entry.message
         if message is None:
             return {}
@@ -172,7 +172,7 @@ class Line:
             "timestamp": message.timestamp.isoformat() if message.timestamp else None,
         }
         carried = {"properties": properties, "headers": _plain(message.headers)}
-        return carried | (_text("body", message.body) if self.error else {})
+        return carried | ({} if self.handlings else _text("body", message.body))
 
 
 def _plain(headers: Mapping[str, HeaderValue]) -> dict[str, Any]:
@@ -248,12 +248,14 @@ class Part:
     """Which part of the log is there, of what was asked for: numbers, the last one excluded.
 
     Attributes:
-        truncated: the log does not reach back as far as was asked: since when it does.
+        truncated: the log does not reach back as far as was asked; unasked, that is its beginning.
+        reaches: since when it does, as its oldest message says; None if that does not say, or nothing is truncated.
     """
 
     begin: int
     end: int
-    truncated: datetime | None = None
+    truncated: bool = False
+    reaches: datetime | None = None
 
 
 async def part(log: EventLog, bounds: Bounds) -> Part:
@@ -264,20 +266,20 @@ async def part(log: EventLog, bounds: Bounds) -> Part:
         ConnectionFailed: RabbitMQ went away.
     """
     span = await log.span()
-    begin, truncated = span.first, None
+    begin, truncated, reaches = span.first, span.first > 0, None
     if bounds.offset is not None:
         begin = max(bounds.offset, span.first)
+        truncated = bounds.offset < span.first
     elif bounds.since is not None:
         begin = await log.place(bounds.since)
-    if span.first and begin <= span.first:
-        oldest = await log.time_at(span.first)
-        asked_for_more = bounds.offset is not None and bounds.offset < span.first
-        if asked_for_more or (bounds.since is not None and oldest is not None and bounds.since < oldest):
-            truncated = oldest
+        truncated = truncated and begin <= span.first
+    if truncated:
+        reaches = await log.time_at(span.first)
+        truncated = bounds.since is None or reaches is None or bounds.since < reaches
     end = span.end if bounds.end is None else min(bounds.end, span.end)
     if bounds.until is not None and bounds.until < datetime.now(UTC):
         end = min(end, await log.place(bounds.until))
-    return Part(min(begin, span.end), end, truncated)
+    return Part(min(begin, span.end), end, truncated, reaches if truncated else None)
 
 
 async def lines(

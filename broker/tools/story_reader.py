@@ -227,6 +227,7 @@ class Reader:
         self._told = told
         self._expected = Subscriptions()
         self._gathering: Gathering | None = None
+        self._headings: dict[UUID, Heading] = {}
         self._late: datetime | None = None
 
     async def story(
@@ -271,7 +272,7 @@ class Reader:
             ContractError: there is none, or no log.
             ConnectionFailed, AccessRefused, TopologyConflict: as connecting does.
         """
-        headings: dict[UUID, Heading] = {}
+        headings = self._headings = {}
         async with open_log(self._settings, "story") as log:
             span = await log.span()
             part = span if since is None else Span(await log.place(since), span.end)
@@ -288,7 +289,12 @@ class Reader:
                 reach = await self._reach(log, span)
                 after = f" since {since.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if since else ""
                 raise ContractError(f"No event with {wanted.words} is in the event log{after}; it holds {reach}.")
-        return sorted(headings.values(), key=lambda it: it.at)
+        return self.headings
+
+    @property
+    def headings(self) -> list[Heading]:
+        """The stories that the search has found up to now, oldest first."""
+        return sorted(self._headings.values(), key=lambda it: it.at)
 
     async def _gather(
         self, log: EventLog, span: Span, correlation_id: UUID, since: datetime | None, within: timedelta | None
@@ -435,9 +441,9 @@ class Stop:
             return self._until is not None and late > self._until
         if self._within is not None:
             begun = gathering.found.events[gathering.found.correlation_id].envelope.time
-            if late > begun + self._within and not gathering.complete:
+            if late - begun > self._within and not gathering.complete:
                 self.why = f"The log was read up to {late:%Y-%m-%d %H:%M:%S} UTC only, as --within says."
-            return late > begun + self._within
+            return late - begun > self._within
         if not gathering.complete:
             self._complete = None
             return False

@@ -286,7 +286,7 @@ async def test_what_it_says_when_it_cannot(world: World, story: Command, tmp_pat
         (("--subject", "1042"), "No event with the subject '1042' is in the event log; it holds 1 messages"),
         ((), "Which story? Give a correlation id, or --subject ID; not both."),
         ((str(event_id), "--subject", "1042"), "Which story?"),
-        ((str(event_id), "--within", "soon"), "'soon' is not a delay"),
+        ((str(event_id), "--within", "soon"), "'soon' is not how long"),
         ((str(event_id), "--html", str(tmp_path / "no" / "such.html")), "No such file or directory"),
     ):
         ended = await story(*words)

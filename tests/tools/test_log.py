@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
-from typing import Any
+import math
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
@@ -12,17 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker import ContractError, Settings
-from broker.cli.log import as_text
+from broker.cli.log import as_text, tell_reach
 from broker.cli.replay import Asked
 from broker.envelope import CONTENT_TYPE, NAMESPACE, as_uuid
 from broker.errors import Malformed
-from broker.eventlog import Entry
-from broker.tools.log import Bounds, Wanted, check_limit, line
+from broker.eventlog import Entry, EventLog, Span
+from broker.tools.log import Bounds, Wanted, check_limit, line, part
 from broker.tools.replay import Outcome, Replay
 from broker.transport import HeaderValue, Message
 from tests.parcels import message
 
 AT = datetime(2026, 7, 1, 12, 30, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
 STORY = UUID("01a21766-9f2d-7289-8cf3-cec00f2b5501")
 EVENT = UUID("01a21766-9f2d-7289-8cf3-cec00f2b5502")
 TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
@@ -181,6 +183,17 @@ def test_what_is_no_event_is_shown_with_its_bytes() -> None:
     assert line(entry(message(b"hello"))).as_json()["body"] == "hello"
 
 
+def test_as_json_an_event_has_all_that_the_log_keeps_of_it() -> None:
+    said: dict[str, Any] = {"dataschema": "urn:x:parcel-weighed:v1", "traceparent": "00-1-2-01", "scale": "north"}
+    structured, by_headers = line(event(**said)).as_json(), line(binary(**said)).as_json()
+    assert json.loads(structured["body"]).items() >= said.items()
+    assert by_headers["headers"].items() >= {f"cloudEvents:{name}": value for name, value in said.items()}.items()
+    assert by_headers["body"] == '{"grams": 3}'
+    for told in (structured, by_headers):
+        assert (told["data"], told["id"], told["properties"]["exchange"]) == ({"grams": 3}, str(EVENT), "events")
+    assert "body" not in line(handlings()).as_json(), "it says no more than the handlings"
+
+
 @given(st.binary(max_size=60), st.dictionaries(TEXTS, TEXTS | st.binary(max_size=9), max_size=3), st.booleans())
 def test_whatever_lies_there_can_be_shown(body: bytes, headers: dict[str, HeaderValue], handled: bool) -> None:
     exchange = "events.handled" if handled else "events"
@@ -215,6 +228,56 @@ def test_bounds_that_contradict_each_other_are_refused() -> None:
         check_limit(0)
     with pytest.raises(ContractError, match="is not a pattern"):
         Wanted(patterns=("Not A Pattern",))
+
+
+class Log:
+    """The event log, of which all before a number is gone; its messages come a minute apart."""
+
+    def __init__(self, first: int, *, timeless: bool = False) -> None:
+        self._span, self._timeless = Span(first, 100), timeless
+
+    async def span(self) -> Span:
+        return self._span
+
+    async def place(self, at: datetime) -> int:
+        return min(max(self._span.first, math.ceil((at - AT) / MINUTE)), self._span.end)
+
+    async def time_at(self, number: int) -> datetime | None:
+        return None if self._timeless else AT + number * MINUTE
+
+
+@pytest.mark.parametrize("timeless", [False, True])
+@pytest.mark.parametrize(
+    ("first", "bounds", "begin", "truncated"),
+    [
+        (0, Bounds(), 0, False),
+        (0, Bounds(since=AT - MINUTE), 0, False),
+        (0, Bounds(offset=0), 0, False),
+        (10, Bounds(), 10, True),
+        (10, Bounds(until=AT + 20 * MINUTE), 10, True),
+        (10, Bounds(since=AT), 10, True),
+        (10, Bounds(since=AT + 11 * MINUTE), 11, False),
+        (10, Bounds(since=AT + 1000 * MINUTE), 100, False),
+        (10, Bounds(offset=0), 10, True),
+        (10, Bounds(offset=10), 10, False),
+        (10, Bounds(offset=11), 11, False),
+    ],
+)
+async def test_a_log_that_does_not_reach_back_as_far_as_was_asked_says_so(
+    first: int, bounds: Bounds, *, begin: int, truncated: bool, timeless: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = await part(cast("EventLog", Log(first, timeless=timeless)), bounds)
+    reaches = AT + first * MINUTE if truncated and not timeless else None
+    assert (found.begin, found.truncated, found.reaches) == (begin, truncated, reaches)
+    tell_reach(found)
+    said = capsys.readouterr().err
+    assert ("truncated" in said) is truncated
+    assert (f"reaches back to {AT.astimezone():%Y-%m-%d}" in said) is (reaches is not None)
+
+
+async def test_a_log_that_begins_when_was_asked_is_not_called_truncated() -> None:
+    at = AT + 10 * MINUTE
+    assert (await part(cast("EventLog", Log(10)), Bounds(since=at))).truncated is False
 
 
 @pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])

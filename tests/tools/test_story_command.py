@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from datetime import datetime, timedelta
 from typing import Any
@@ -12,11 +13,11 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from broker.cli.common import app
-from broker.cli.story import screen
+from broker.cli.common import app, one_line
+from broker.cli.story import screen, show_list
 from broker.tools.story import Story, Subscriptions
-from broker.tools.story_reader import Gathering, Reader
-from tests.stories import FIRST, Tale, order, standing, troubled
+from broker.tools.story_reader import Gathering, Heading, Reader, Wanted
+from tests.stories import FIRST, NOON, Tale, order, standing, troubled
 from tests.tools.test_story_drawing import HOSTILE, hostile
 
 
@@ -82,6 +83,81 @@ def test_ctrl_c_shows_what_was_found_so_far(monkeypatch: pytest.MonkeyPatch, fou
     assert ended.exit_code == 130
     assert ("Interrupted: what was found so far." in ended.output) is found_something
     assert ("New Order Placed" in ended.output) is found_something
+
+
+@pytest.mark.parametrize("found", [0, 1, 2])
+@pytest.mark.parametrize("as_json", [True, False])
+def test_ctrl_c_shows_what_a_search_has_found_so_far(
+    monkeypatch: pytest.MonkeyPatch, found: int, as_json: bool
+) -> None:
+    stories = [UUID(int=FIRST.int + number) for number in range(found)]
+
+    async def interrupted(reader: Reader, wanted: Wanted, since: datetime | None) -> Any:
+        reader._headings = {it: Heading(it, "New Order Placed", NOON, 1) for it in stories}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Reader, "about", interrupted)
+    ended = CliRunner().invoke(app, ["story", "--subject", "1042", *(["--json"] if as_json else [])])
+    assert ended.exit_code == 130
+    assert ("Interrupted: what was found so far." in ended.stderr) is bool(found)
+    assert all(str(it) in ended.stdout for it in stories)
+    if found and as_json:
+        assert [it["correlation_id"] for it in json.loads(ended.stdout)] == list(map(str, stories))
+    if not found:
+        assert ended.stdout == ""
+
+
+@pytest.mark.parametrize(("words", "told_since"), [([str(FIRST)], NOON), (["--subject", "1042"], None)])
+def test_since_bounds_a_search_and_not_what_it_finds(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], told_since: datetime | None
+) -> None:
+    asked: dict[str, datetime | None] = {}
+
+    async def about(reader: Reader, wanted: Wanted, since: datetime | None) -> list[Heading]:
+        asked["search"] = since
+        return [Heading(FIRST, "New Order Placed", NOON, 1)]
+
+    async def told(reader: Reader, story: UUID, since: datetime | None, within: timedelta | None) -> Story:
+        asked["story"] = since
+        return order().told()
+
+    monkeypatch.setattr(Reader, "about", about)
+    monkeypatch.setattr(Reader, "story", told)
+    ended = CliRunner().invoke(app, ["story", *words, "--since", NOON.isoformat()])
+    assert ended.exit_code == 0
+    assert asked["story"] == told_since
+    assert asked.get("search", NOON) == NOON
+
+
+def test_so_long_and_since_when_are_no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[timedelta | None] = []
+
+    async def told(reader: Reader, story: UUID, since: datetime | None, within: timedelta | None) -> Story:
+        asked.append(within)
+        return order().told()
+
+    monkeypatch.setattr(Reader, "story", told)
+    assert CliRunner().invoke(app, ["story", str(FIRST), "--within", "90d", "--since", "90d"]).exit_code == 0
+    assert asked == [timedelta(days=90)]
+    for words, said in (
+        (["--within", "long"], "'long' is not how long. Write a number and a unit"),
+        (["--within", "999999999999d"], "is not how long"),
+        (["--since", "0001-01-01T00:00+14:00"], "is no time. Write '30m'"),
+    ):
+        ended = CliRunner().invoke(app, ["story", str(FIRST), *words])
+        assert ended.exit_code == 2
+        assert said in " ".join(ended.output.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "[red]x[/red]", "[/]"], ids=lambda text: repr(text)[:20])
+def test_hostile_names_in_a_list_command_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("broker.cli.story.out", lambda: Console(force_terminal=True, width=200, highlight=False))
+    show_list([Heading(FIRST, text, NOON, 1)] * 2, as_json=False)
+    said = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert all(c.isprintable() or c == "\n" for c in said)
+    assert one_line(text, 40).strip() in said, "markup is text"
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ from uuid import UUID, uuid4, uuid5
 
 import pytest
 
+from broker.cli.story import read
 from broker.envelope import NAMESPACE
 from broker.errors import ContractError
 from broker.eventlog import Entry
 from broker.tools.management import Management
 from broker.tools.story import Found, Story, Subscriptions
-from broker.tools.story_reader import BEYOND, Gathering, Place, Reader, Stop, Wanted, contains, places
+from broker.tools.story_reader import BEYOND, Gathering, Heading, Place, Reader, Stop, Wanted, contains, places
 from broker.topology import handlings_topology, service_topology
 from broker.transport import Message
 from tests.conformance.worlds import World
@@ -213,6 +214,10 @@ def test_of_a_complete_one_a_little_more_is_read() -> None:
     assert by_time.why == ""
 
 
+def test_within_may_be_longer_than_time_goes_on() -> None:
+    assert not stop(found(), within=timedelta.max).reached(1_000_000, NOON + timedelta(days=7))
+
+
 def test_within_reads_so_much_no_less_and_no_more() -> None:
     complete, waiting = stop(found(), within=LATE), stop(found(packing=["#"]), within=LATE)
     for it in (complete, waiting):
@@ -311,6 +316,42 @@ async def test_the_end_of_an_id_and_a_subject_find_the_story(world: World, reade
     assert (second.correlation_id, second.events) == (other, 1)
     (found,) = await reader.about(Wanted.ending(str(story)[-8:].upper()))
     assert found.correlation_id == story
+
+
+async def test_what_a_search_finds_is_told_from_its_beginning(world: World, reader: Reader) -> None:
+    broker = await world.broker("scales")
+    parcel = uuid4()
+    story = await broker.publish(ParcelWeighed(parcel_id=parcel))
+    await asyncio.sleep(1.1 - datetime.now(UTC).microsecond / 1e6)  # into the next second
+    since = datetime.now(UTC)
+    sent = await broker.publish(ParcelSent(parcel_id=parcel), correlation_id=story)
+    told, interrupted = await asyncio.to_thread(read, reader, Wanted.subject(str(parcel)), since, None)
+    assert isinstance(told, Story)
+    assert not interrupted
+    assert [step.id for step in told.steps] == [story, sent]
+    assert not any("beginning" in note for note in told.notes)
+    told, _ = await asyncio.to_thread(read, reader, story, since, None)
+    assert isinstance(told, Story)
+    assert [step.id for step in told.steps if step.publisher] == [sent], "with its id, since says where to begin"
+
+
+async def test_what_a_search_has_found_when_somebody_will_not_wait(world: World) -> None:
+    broker = await world.broker("scales")
+    parcel = uuid4()
+    story = await broker.publish(ParcelWeighed(parcel_id=parcel))
+    await broker.publish_many(weighed() for _ in range(3000))
+    searching: asyncio.Task[list[Heading]] | None = None
+
+    def told(done: int, total: int) -> None:
+        if searching is not None:
+            searching.cancel()
+
+    reader = Reader(world.settings(), [], told)
+    assert reader.headings == []
+    searching = asyncio.create_task(reader.about(Wanted.subject(str(parcel))))
+    await asyncio.wait([searching])
+    assert searching.cancelled()
+    assert [it.correlation_id for it in reader.headings] == [story]
 
 
 async def test_what_is_not_there_is_said_with_what_is_near(world: World, reader: Reader) -> None:
