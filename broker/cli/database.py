@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 database = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="The tables of inbox and outbox in a service's database: make them, look at them.",
+    help="The tables of inbox and outbox in a service's database: make them, look at them, retry what was set aside.",
     epilog=EXIT_CODES,
 )
 app.add_typer(database, name="database")
@@ -83,7 +83,10 @@ def sql(
         int | None, typer.Option("--from", metavar="VERSION", help="Only what is new since this version.")
     ] = None,
 ) -> None:
-    """Print the statements that make the tables, for those who migrate with Alembic or by hand. Touches nothing."""
+    """Print the statements that make the tables, for those who migrate with Alembic or by hand. Touches nothing.
+
+    BROKER_DATABASE_SCHEMA puts them into a schema of PostgreSQL.
+    """
     from broker.sql.report import sql as script
 
     print(script(dialect, since), end="")  # noqa: T201

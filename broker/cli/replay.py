@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from broker.cli.common import EXIT_CODES, AsJson, From, app, out, printable, settings, wait_for
+from broker.cli.common import EXIT_CODES, AsJson, From, app, lasting, out, printable, settings, wait_for
 from broker.cli.log import CorrelationId, Events, Ids, Offset, Since, Subject, Until, tell, tell_reach
 from broker.errors import ContractError, near_miss
 from broker.settings import Settings
 from broker.tools.log import Bounds, Wanted, open_log, part
-from broker.tools.replay import Outcome, Replay, has_inbox, patterns_of
+from broker.tools.replay import Outcome, Replay, patterns_of, remembered, service_named, within_memory
 from broker.tools.replay import Progress as Told
 
 EVERY = 10.0
@@ -49,9 +49,9 @@ def replay(
     """Publish events of the log to one service's queue, and to no other service.
 
     Only what the service subscribes to, up to the log's end as it is now. Say from when (--since, --offset), or which
-    (--id, --correlation-id). Each keeps its id: a service with a database ignores what it handled already, one without
-    handles it again. With --force its inbox does not count, and effects happen again; what it publishes keeps its
-    ids, so that the inboxes of others ignore it.
+    (--id, --correlation-id). Each keeps its id: a service with a database ignores what it handled already, and gets
+    nothing older than its inbox remembers; one without handles it again. With --force its inbox does not count, and
+    effects happen again; what it publishes keeps its ids, so that the inboxes of others ignore it.
 
     Interrupt it wherever you like: it says how to go on.
     """
@@ -86,7 +86,8 @@ def notes(asked: Asked, outcome: Outcome) -> Iterator[str]:
     for name in asked.wanted.events:
         if name.casefold() not in {one.casefold() for one in came_by}:
             yield f"No event {printable(name)!r} is in that part of the log.{printable(near_miss(name, came_by))}"
-    if outcome.count and not asked.force and has_inbox(asked.service, asked.modules or Settings().modules) is False:
+    it = service_named(asked.service, asked.modules or Settings().modules)
+    if outcome.count and not asked.force and it is not None and it.database is None:
         yield f"{asked.service} has no database, so no inbox: it handles again what it has handled already."
 
 
@@ -121,9 +122,18 @@ async def perform(asked: Asked, bounds: Bounds, *, dry_run: bool) -> tuple[Outco
     environment = settings()
     patterns = await patterns_of(environment, asked.service, asked.modules or environment.modules)
     it = Replay(environment, asked.service, asked.wanted.of(patterns), asked.force, asked.rate)
+    service = service_named(asked.service, asked.modules or environment.modules)
     async with open_log(environment, "replay") as log:
         which = await part(log, bounds)
         tell_reach(which)
+        if service is not None and service.database is not None and not asked.force:
+            age, whole = remembered(environment, service), which
+            which = await within_memory(which, log, age)
+            if which.begin > whole.begin:
+                tell(
+                    f"What is older than {lasting(age.total_seconds())} is left out: the inbox of {asked.service} has "
+                    "forgotten it, and would have it handled again. With --force it is."
+                )
         outcome = Outcome(which.begin, which.end)
         with progress(outcome) as it.progress:
             if dry_run:

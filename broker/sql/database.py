@@ -410,18 +410,19 @@ def in_words(error: BaseException) -> str:
 
 
 def _find_file(url: URL) -> None:
-    _refuse_schema()
+    refuse_schema()
     if not in_memory(url) and not Path(name_of(url)).exists():  # it would be created by being looked at
         raise DatabaseUnusable("there is no such file")
 
 
-def _refuse_schema() -> None:
+def refuse_schema() -> None:
+    """SQLite has none. Raises :exc:`DatabaseUnusable`."""
     if tables.SCHEMA:
         raise DatabaseUnusable("BROKER_DATABASE_SCHEMA is for PostgreSQL; SQLite has no schemas")
 
 
 def _make_folder(url: URL) -> None:
-    _refuse_schema()
+    refuse_schema()
     if not in_memory(url):
         try:
             Path(name_of(url)).parent.mkdir(parents=True, exist_ok=True)

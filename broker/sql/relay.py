@@ -27,7 +27,6 @@ from structlog.typing import FilteringBoundLogger
 
 from broker.envelope import CONTENT_TYPE
 from broker.errors import AccessRefused, BrokerError, ContractError, TooLarge
-from broker.events import LONGEST
 from broker.publisher import Broker
 from broker.sql.database import Meaning, Store, in_words, meaning_of
 from broker.sql.outbox import PostgresOutbox, SqliteOutbox, count_waiting
@@ -46,6 +45,8 @@ FORGET = 10.0
 """Seconds after its next try was due, for which a subject that was not published counts as waiting."""
 MOST_STUCK = 10_000
 """Subjects that may wait on their own."""
+AMQP_MOST = 255
+"""Bytes of a name in AMQP."""
 NEVER = (TooLarge, AccessRefused, ContractError)
 """Refusals of one event, which would be refused again."""
 
@@ -316,8 +317,8 @@ def check_texts(row: Row[Any]) -> None:
         ContractError: AMQP has no room for it.
     """
     for what, text in (("name", row.name), ("key", row.key), ("source", row.source)):
-        if len(text.encode()) > LONGEST:
-            raise ContractError(f"its {what} has {len(text.encode())} bytes; {LONGEST} is the most")
+        if len(text.encode()) > AMQP_MOST:
+            raise ContractError(f"its {what} has {len(text.encode())} bytes; {AMQP_MOST} is the most")
 
 
 def message_of(row: Row[Any], exchange: str) -> Message:

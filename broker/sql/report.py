@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import func, select, update
 
 from broker.errors import DatabaseUnusable
-from broker.sql.database import open_store
+from broker.sql.database import open_store, refuse_schema
 from broker.sql.tables import DIALECTS, UPGRADES, VERSION, inbox, outbox, statements, version, waiting
 
 SHOWN = 20
@@ -79,6 +79,8 @@ def sql(dialect: str, since: int | None = None) -> str:
     """
     if dialect not in DIALECTS:
         raise DatabaseUnusable(f"{dialect!r} is not supported: {' or '.join(DIALECTS)}.")
+    if dialect == "sqlite":
+        refuse_schema()
     if since is None:
         lines = statements(DIALECTS[dialect]())
     elif 1 <= since <= VERSION:

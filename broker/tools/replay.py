@@ -4,6 +4,7 @@ Rules:
 
 - Each event keeps its id, so that an inbox ignores what was handled already; a service without one handles it again.
 - Only what the service subscribes to is replayed, up to the log's end at the beginning.
+- To a service with an inbox nothing is replayed that is older than its inbox remembers, unless it is forced.
 - All before `Outcome.next` is confirmed. So a replay can be interrupted anywhere, and gone on with from there.
 - One replay of a service at a time: a queue that goes with its connection, ``SERVICE.replay``, is the lock.
 """
@@ -15,16 +16,18 @@ import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 
 from broker.copies import replayed
 from broker.errors import ConnectionFailed, ContractError, near_miss
 from broker.eventlog import IN_HAND, Entry
 from broker.logs import logger
 from broker.publisher import rabbitmq
+from broker.service import Service
 from broker.settings import Settings
 from broker.tools.discover import find_services
-from broker.tools.log import EventLog, Line, Wanted
+from broker.tools.log import EventLog, Line, Part, Wanted
 from broker.topology import check_service_name
 from broker.transport import Message, Transport
 
@@ -100,12 +103,29 @@ async def patterns_of(settings: Settings, service: str, modules: Iterable[str]) 
     return keys
 
 
-def has_inbox(service: str, modules: Iterable[str]) -> bool | None:
-    """Whether a service knows what it has handled, as the code says; None: the code does not know the service."""
+def service_named(name: str, modules: Iterable[str]) -> Service | None:
+    """A service as the code declares it; None: the code does not know it."""
     try:
-        return next((it.database is not None for it in find_services(modules) if it.name == service), None)
+        return next((it for it in find_services(modules) if it.name == name), None)
     except ContractError:
         return None
+
+
+def remembered(settings: Settings, service: Service) -> timedelta:
+    """How long a service's inbox remembers what was handled. What is older it would handle once more.
+
+    Raises:
+        ContractError: ``BROKER_INBOX_MAX_AGE`` is too short.
+    """
+    from broker.sql import inbox_age  # SQLAlchemy is installed where a service has a database
+
+    return timedelta(seconds=inbox_age(settings, service.longest))
+
+
+async def within_memory(part: Part, log: EventLog, age: timedelta) -> Part:
+    """What an inbox that forgets after ``age`` can tell apart: no more than that is replayed."""
+    begin = await log.place(datetime.now(UTC) - age)
+    return replace(part, begin=max(part.begin, min(begin, part.end)))
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import create_engine, select
+from sqlalchemy import create_engine, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
@@ -26,7 +26,7 @@ from broker.sql.outbox import Taken
 from broker.sql.tables import outbox
 from broker.transport import Message
 from tests.parcels import ParcelSent, ParcelWeighed, VanBroke, weighed
-from tests.sql.effects import Market, Process, count
+from tests.sql.effects import Market, Process, count, counters
 from tests.waiting import until
 
 Lines = list[dict[str, Any]]
@@ -212,6 +212,33 @@ async def test_a_subjects_later_events_wait_for_an_earlier_one_and_others_go_on(
     assert [line["event"] for line in lines if line["event"].startswith("relay ")] == ["relay waits", "relay goes on"]
 
 
+async def test_events_of_one_subject_from_two_processes_are_published_in_the_order_of_their_commits(
+    database_url: str, database: AsyncEngine, market: Market, wire: Wire
+) -> None:
+    """Each handler counts on from what it finds, and tells the number: any disorder would show."""
+    async with database.begin() as connection:
+        await connection.execute(counters.insert().values(name="letters", value=0))
+
+    def letters() -> Service:
+        service = Service("letters", database=database_url)
+
+        @service.on(ParcelWeighed)
+        async def write(event: ParcelWeighed, context: Context) -> LetterWritten:
+            step = update(counters).where(counters.c.name == "letters").values(value=counters.c.value + 1)
+            number = (await context.transaction.execute(step.returning(counters.c.value))).scalar_one()
+            await asyncio.sleep(0)
+            return LetterWritten(reader="a", number=number)
+
+        return service
+
+    async with market.process(letters(), concurrency=4) as one, market.process(letters(), concurrency=4) as other:
+        for number in range(60):
+            await market.outside.publish(weighed(number))
+        await until(lambda: len(wire.letters()["a"]) == 60, timeout=60)
+        assert one.problems() == other.problems() == []
+    assert wire.letters()["a"] == list(range(1, 61))
+
+
 async def test_many_stuck_events_of_one_subject_do_not_starve_another(
     database_url: str, database: AsyncEngine, market: Market, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +248,20 @@ async def test_many_stuck_events_of_one_subject_do_not_starve_another(
     await add(database, (LetterWritten(reader=reader, number=0) for reader in "bcdefgh"))
     async with market.process(relay(database_url)):
         await until(lambda: len(wire.letters()) == 7)
+
+
+async def test_a_row_of_somebody_elses_that_amqp_has_no_room_for_is_set_aside(
+    database_url: str, database: AsyncEngine, market: Market, wire: Wire
+) -> None:
+    async with database.begin() as connection:
+        letter = Outgoing(LetterWritten(reader="a", number=0), source="web")
+        row = {it.name: getattr(letter, it.name) for it in outbox.c if it.name != "id"}
+        await connection.execute(outbox.insert().values(row | {"key": "k" * 256}))
+    await add(database, [LetterWritten(reader="b", number=0)])
+    async with market.process(relay(database_url)):
+        found = await until(lambda: _set_aside(database_url))
+        await until(lambda: wire.letters()["b"] == [0])
+    assert found.shown[0].reason == "ContractError: its key has 256 bytes; 255 is the most"
 
 
 @pytest.mark.parametrize("error", [AccessRefused("may not write to it"), None], ids=["refused", "too large"])
