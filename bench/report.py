@@ -97,6 +97,7 @@ def floors(results: list[Figures]) -> list[Floor]:
         Floor("1 → 50 subscribers, publisher's processor time, deviation", spread("subscribers"), 0.1, False),
         Floor("1 → 200 patterns in a service, dispatch cost, deviation", spread("patterns"), 0.1, False),
         Floor("memory before the large backlog, × before 10,000", share, 1.1, False),
+        Floor("from a process's start to its first event handled, ms", of("start", "ours", "ms"), 600, False),
         Floor("memory of an idle service, × FastStream's", ratio("idle", peer, figure="memory"), 1, False),
         Floor(
             "`publish_many` with the event log, × FastStream without",

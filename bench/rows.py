@@ -93,6 +93,7 @@ def growth(bench: Bench) -> None:
         bench.declare("bench", bindings=bindings)
         for _ in range(bench.rounds):
             bench.measure("bindings", "ours", "publish_many", bindings, count=bench.some(4000))
+            bench.check(bench.some(4000))
             bench.empty()
     bench.delete("bench")
     for patterns in (1, 10, 50, 200):
@@ -101,6 +102,7 @@ def growth(bench: Bench) -> None:
             bench.fill("ours", bench.some(4000), queues=["patterns"])
             options = {"patterns": patterns}
             bench.measure("patterns", "ours", "consume_patterns", patterns, count=bench.some(4000), queues=["patterns"], options=options)  # fmt: skip  # noqa: E501
+            bench.check(0, ["patterns"])
         bench.delete("patterns")
     bench.declare("bench")
 
