@@ -10,7 +10,7 @@ SUITABLE := import sys; sys.exit(sys.version_info < (3, 11))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults fuzz cluster-test soak exactly-once bench bench-full pictures check clean
+.PHONY: help demo test faults fuzz cluster-test backfill-test soak exactly-once bench bench-full pictures check clean
 
 help:
 	@echo 'make demo    watch the shop: eight services, orders, a kill -9, a broken event; ends with the verdict'
@@ -21,6 +21,7 @@ help:
 	@echo '             ARGS="-k killed" runs a part of it, and keeps the other results'
 	@echo 'make fuzz    10,000 hostile messages each way, 1,000 reconnects (about 15 minutes)'
 	@echo 'make cluster-test  three nodes: one killed, one frozen, all restarted in turn; writes docs/reliability.md'
+	@echo 'make backfill-test  100,000 events backfilled under load, 40 kills, RabbitMQ restarted (about five minutes)'
 	@echo 'make soak    random faults under load (about 15 minutes); writes docs/reliability.md'
 	@echo '             SEED=7 EVENTS=100000 FAULTS=30  which faults, how many events and faults'
 	@echo 'make exactly-once  2,000 orders while everybody is killed 200 times, on SQLite, then on PostgreSQL'
@@ -34,8 +35,9 @@ help:
 	@echo
 	@echo 'RabbitMQ is the one at BROKER_URL, or comes from Docker, or from the rabbitmq-server of this'
 	@echo 'machine (as a private node), or, on Debian and Ubuntu as root, from apt.'
-	@echo 'One test asks the official AsyncAPI parser: npm brings it, to the Node.js (18 or later) of this machine, or to'
-	@echo 'one that pip brings.'
+	@echo 'Tests that look at pages want a Chromium: the one of this machine, else Playwright downloads it, else apt (as root).'
+	@echo 'Two tests ask the official AsyncAPI parser and Mermaid: npm brings them, to the Node.js (18 or later) of this machine,'
+	@echo 'or to one that pip brings.'
 
 demo: $(READY)
 	@$(BIN)/python -m services.demo
@@ -54,6 +56,9 @@ fuzz: $(READY)
 
 cluster-test: $(READY)
 	$(BIN)/pytest -m full tests/cluster $(ARGS)
+
+backfill-test: $(READY)
+	$(BIN)/pytest -m full tests/acceptance $(ARGS)
 
 pictures: $(READY)
 	@$(BIN)/python -m tests.pictures

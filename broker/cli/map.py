@@ -16,14 +16,15 @@ from broker.errors import BrokerError, ContractError
 from broker.service import Service
 from broker.settings import Settings
 from broker.tools.discover import find_services
-from broker.tools.map import Map, ServiceNode, Subscribed, draw, look, mermaid
+from broker.tools.map import Map, ServiceNode, Subscribed, Where, draw, look, mermaid
 from broker.tools.map_page import page
 from broker.topology import is_pattern
 
-COLOURS = {"both": "", "code": "yellow", "live": "red"}
+COLOURS: dict[Where, str] = {"code": "yellow", "live": "red"}
+CODES = EXIT_CODES.replace("1 unexpected failure", "1 with --check: something does not fit, or an unexpected failure")
 
 
-@app.command("map", epilog=EXIT_CODES, short_help="What is connected to what, and what does not fit.")
+@app.command("map", epilog=CODES, short_help="What is connected to what, and what does not fit.")
 def map_(
     code: Annotated[bool, typer.Option("--code", help="Only what the code declares; asks nobody.")] = False,
     live: Annotated[bool, typer.Option("--live", help="Only what RabbitMQ has.")] = False,
@@ -98,23 +99,23 @@ def events_table(it: Map) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for heading in ("publishers", "event", "key", "subscribers"):
         table.add_column(heading, overflow="fold")
-    both = it.code and it.live
+    bad = it.bad
     for event in it.events:
         publishers = [service for service, published in it.published if published == event.name]
-        subscribers = [subscriber(link, both=both) for link in it.subscribed if link.event == event.name]
+        subscribers = [subscriber(link, it.alone(link)) for link in it.subscribed if link.event == event.name]
         table.add_row(
             Text(printable(", ".join(publishers)) or "-"),
-            Text(printable(event.name), "bold red" if both and event.where == "live" else "bold"),
+            Text(printable(event.name), "bold red" if event.name in bad else "bold"),
             Text(printable(event.key), "dim"),
             Text(", ").join(subscribers) if subscribers else Text("nobody", "yellow"),
         )
     return table
 
 
-def subscriber(link: Subscribed, *, both: bool) -> Text:
-    """A service that gets an event, by which binding if it is a pattern, and whether that stands on one side only."""
+def subscriber(link: Subscribed, alone: Where | None) -> Text:
+    """A service that gets an event, by which binding if it is a pattern, and whether that stands on one side alone."""
     by = f" ({printable(link.binding)})" if is_pattern(link.binding) and link.binding != link.event else ""
-    return Text(printable(link.service) + by, COLOURS[link.where] if both else "")
+    return Text(printable(link.service) + by, COLOURS[alone] if alone else "")
 
 
 def services_table(it: Map) -> Table:
@@ -122,18 +123,18 @@ def services_table(it: Map) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for heading in ("service", "ready", "unacked", "dead", "consumers", "in/s", "out/s"):
         table.add_column(heading, justify="left" if heading == "service" else "right")
-    listening = {link.service for link in it.subscribed}
+    bad, listening = it.bad, it.listening
     for service in it.services:
-        table.add_row(*service_row(service, listens=service.name in listening, live=it.live))
+        table.add_row(*service_row(service, bad=service.name in bad, listens=service.name in listening))
     return table
 
 
-def service_row(service: ServiceNode, *, listens: bool, live: bool) -> list[Text]:
+def service_row(service: ServiceNode, *, bad: bool, listens: bool) -> list[Text]:
     """One service."""
-    name = Text(printable(service.name), "bold red" if service.where == "live" and service.queue else "bold")
+    name = Text(printable(service.name), "bold red" if bad else "bold")
     queue = service.queue
     if queue is None:
-        return [name, Text("no queue yet" if listens and live else "publishes only" if not listens else "-", "dim")]
+        return [name, Text("no queue yet" if listens else "publishes only", "dim")]
     return [
         name,
         Text(str(queue.ready)),

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
+from urllib.parse import urlsplit
 
 from broker.events import Event
 from broker.tools.catalogue import differ
@@ -19,6 +20,8 @@ from broker.tools.status import MANY
 
 OLDEST = (3, 10)
 """The oldest RabbitMQ that this project works on."""
+WITH_FLAGS = (3, 8)
+"""The first RabbitMQ that has feature flags: a later one does not start where some are off."""
 SKEW = 5.0
 """Seconds by which clocks may differ."""
 NEEDED_FLAGS = ("quorum_queue", "stream_queue")
@@ -59,13 +62,14 @@ def check_connection(snapshot: Snapshot) -> Iterator[Finding]:
     nobody = bool(snapshot.doors) and not any(door.version for door in snapshot.doors)
     for door in snapshot.doors:
         if not door.version:
-            yield from _closed(door, "problem" if nobody else "warning")
+            yield from _closed(snapshot, door, "problem" if nobody else "warning")
         elif door.expires is not None and door.expires < EXPIRES_SOON:
             what = f"AMQP: the certificate of {door.address} ends in {max(0, int(door.expires))} days."
             yield Finding("warning", check, what, "Nobody can connect from then on. Renew it.")
     amqp = snapshot.amqp
     if amqp is not None and amqp.trouble:
         commands: dict[str, tuple[str, ...]] = {
+            "other": ("rabbitmqctl status",),
             "login": (_control("authenticate_user", amqp.user),),
             "vhost": (
                 _control("add_vhost", snapshot.vhost),
@@ -92,14 +96,26 @@ def _two_places(snapshot: Snapshot) -> Iterator[Finding]:
         yield Finding("problem", "connection", what, why, ("rabbitmqctl cluster_status",))
 
 
-def _closed(door: Door, severity: Severity) -> Iterator[Finding]:
+def _closed(snapshot: Snapshot, door: Door, severity: Severity) -> Iterator[Finding]:
     what = f"AMQP: no RabbitMQ answers at {door.address}: {door.why}."
     if door.instead:
         why = f"It does at {door.instead}…: the address in BROKER_URL has to begin so."
-        yield Finding(severity, "connection", what, why)
+        yield Finding(severity, "connection", what, why, (f"export BROKER_URL={shlex.quote(_other_url(snapshot))}",))
         return
     why = "Nothing is published or handled." if severity == "problem" else "The other nodes carry on without it."
     yield Finding(severity, "connection", f"{what} Is BROKER_URL right?", why, ("rabbitmqctl status",))
+
+
+def _other_url(snapshot: Snapshot) -> str:
+    """BROKER_URL as it would do: each address begins as its host answers. For the password stands a word."""
+    found = []
+    for url, door in zip(snapshot.settings.hosts, snapshot.doors, strict=False):
+        parts = urlsplit(url)
+        login, at, _ = parts.netloc.rpartition("@")
+        user, colon, _ = login.partition(":")
+        host = f"{user}{colon}{'PASSWORD' * len(colon)}{at}{door.address}"  # with its port: each scheme has its own
+        found.append(parts._replace(scheme=door.instead.removesuffix("://") or parts.scheme, netloc=host).geturl())
+    return ",".join(found)
 
 
 def _management(snapshot: Snapshot) -> Iterator[Finding]:
@@ -130,6 +146,7 @@ def _management(snapshot: Snapshot) -> Iterator[Finding]:
         helps = (_control("authenticate_user", it.user),)
     else:
         what = f"Management: {it.why}"
+        helps = ("rabbitmq-diagnostics listeners",)
     yield Finding("problem", "connection", what, why, helps)
 
 
@@ -146,7 +163,9 @@ def check_versions(snapshot: Snapshot) -> Iterator[Finding]:
     numbers = tuple(int(part) for part in re.findall(r"\d+", snapshot.version or "")[:2])
     if numbers and numbers < OLDEST:
         what = f"RabbitMQ is version {snapshot.version}. {'.'.join(map(str, OLDEST))} or later is needed."
-        yield Finding("problem", "versions", what, "It loses events in ways that this project relies on not to be.")
+        why = "It loses events in ways that this project relies on not to be. Upgrade it, with all feature flags on."
+        helps = (_control("enable_feature_flag", "all"),) if numbers >= WITH_FLAGS else ()
+        yield Finding("problem", "versions", what, why, helps)
     for package, needed in snapshot.outdated.items():
         why = "What is promised was tested with that or later."
         yield Finding("problem", "versions", f"{package}: {needed} is needed.", why, (f"pip install '{needed}'",))
@@ -189,7 +208,7 @@ def check_alarms(snapshot: Snapshot) -> Iterator[Finding]:
             yield Finding("warning", "alarms", what, "At its limit nobody can publish.", helps)
         if node.disk_free and node.disk_free_limit and node.disk_free < 2 * node.disk_free_limit:
             what = f"{node.name} has {size(node.disk_free)} of disk left, and stops at {size(node.disk_free_limit)}."
-            yield Finding("warning", "alarms", what, "Nobody can publish then.", helps)
+            yield Finding("warning", "alarms", what, "Nobody can publish then.", ("rabbitmqctl status",))
 
 
 def check_clock(snapshot: Snapshot) -> Iterator[Finding]:
@@ -210,7 +229,7 @@ def check_log(snapshot: Snapshot) -> Iterator[Finding]:
     name = settings.event_log
     if not settings.log:
         why = "What is published before its first subscriber is lost; there is nothing to replay, and no story."
-        yield Finding("note", check, "The event log is switched off (BROKER_LOG).", why)
+        yield Finding("note", check, "The event log is switched off (BROKER_LOG).", why, ("export BROKER_LOG=on",))
         return
     if snapshot.queues is None or settings.exchange not in (snapshot.exchanges or {}):
         return

@@ -42,6 +42,13 @@ class QueueState:
     rate_in: float = 0.0
     rate_out: float = 0.0
 
+    @property
+    def told(self) -> list[str]:
+        """What is worth telling on a map: ``12 waiting``, ``3 dead``, ``no consumer`` or ``4/s``."""
+        waiting = self.ready + self.unacked
+        told = [f"{count} {how}" for count, how in ((waiting, "waiting"), (self.dead, "dead")) if count]
+        return [*told, f"{self.rate_out:.0f}/s" if self.consumers else "no consumer"]
+
 
 @dataclass(frozen=True, slots=True)
 class ServiceNode:
@@ -107,6 +114,22 @@ class Map:
     def published(self) -> list[tuple[str, str]]:
         """Who publishes what: service, event."""
         return [(service.name, event) for service in self.services for event in service.publishes]
+
+    @property
+    def listening(self) -> set[str]:
+        """The services that get something."""
+        return {link.service for link in self.subscribed}
+
+    @property
+    def bad(self) -> set[str]:
+        """What is red: services and events that do not fit, queues with dead letters, bindings that no event has."""
+        dead = {it.name for it in self.services if it.queue is not None and it.queue.dead}
+        undeclared = {it.name for it in self.events if self.code and not it.versions}
+        return {each.about for each in self.drift} | dead | undeclared
+
+    def alone(self, link: Subscribed) -> Where | None:
+        """Which side alone knows of a subscription, if both were looked at; None: nobody is alone."""
+        return link.where if self.code and self.live and link.where != "both" else None
 
     def as_json(self) -> dict[str, Any]:
         """All of it, for programs."""
@@ -183,7 +206,10 @@ class _Drawing:
         """All of it."""
         subscribed = sorted(self._subscribed(), key=lambda it: (it.event, it.service, it.binding))
         services = tuple(self._service(name) for name in self._names())
-        events = tuple(self._event(name, subscribed) for name in self._order(subscribed))
+        sides: dict[str, set[Where]] = defaultdict(set)
+        for it in subscribed:
+            sides[it.event].add(it.where)
+        events = tuple(self._event(name, sides[name]) for name in self._order(subscribed))
         self._look_for_drift(services, events, subscribed)
         return Map(services, events, tuple(subscribed), tuple(self.drift), self.code, self.live is not None, note)
 
@@ -250,13 +276,16 @@ class _Drawing:
         service = self.services.get(name)
         return {event.__contract__.name for event in service.publishes} if service is not None else set()
 
-    def _event(self, name: str, subscribed: Iterable[Subscribed]) -> EventNode:
+    def _event(self, name: str, sides: set[Where]) -> EventNode:
+        """An event.
+
+        Args:
+            sides: who knows of its subscriptions.
+        """
         entries = self.entries.get(name)
+        live = bool(sides - {"code"})
         if not entries:
-            code = any(it.where != "live" for it in subscribed if it.event == name)
-            live = any(it.where != "code" for it in subscribed if it.event == name)
-            return EventNode(name, name, self._where(code=code, live=live))
-        live = any(it.where != "code" for it in subscribed if it.event == name)
+            return EventNode(name, name, self._where(code=bool(sides - {"live"}), live=live))
         versions = tuple(sorted(entry.event.__contract__.version for entry in entries))
         return EventNode(name, self.keys[name], self._where(code=True, live=live), versions, entries[-1].title)
 
@@ -335,17 +364,38 @@ class _Drawing:
 
 # -- Mermaid ---------------------------------------------------------------------------------------------------------
 
+RED = "#cf222e"
+"""What does not fit; legible on light and on dark."""
+
 
 def mermaid(it: Map) -> str:
-    """The map as a Mermaid flowchart."""
+    """The map as a Mermaid flowchart. What does not fit is red, what is in the code alone dashed, too."""
     services = {service.name: f"s{n}" for n, service in enumerate(it.services)}
     events = {event.name: f"e{n}" for n, event in enumerate(it.events)}
+    bad, listening = it.bad, it.listening
+    others = sorted(bad - services.keys() - events.keys())
     lines = ["flowchart LR"]
-    lines += [f'    {at}["{for_mermaid(name)}"]' for name, at in services.items()]
+    for service in it.services:
+        told = _standing(service, waited_for=it.live and service.name in listening)
+        label = "<br/>".join(for_mermaid(line) for line in (service.name, told) if line)
+        lines.append(f'    {services[service.name]}["{label}"]')
     lines += [f'    {at}(["{for_mermaid(name)}"])' for name, at in events.items()]
-    lines += [f"    {services[service]} --> {events[event]}" for service, event in it.published]
+    lines += [f'    q{n}["{for_mermaid(name)}"]' for n, name in enumerate(others)]
+    lines += [f"    {services[name]} --> {events[event]}" for name, event in it.published]
     for link in it.subscribed:
-        arrow = "-->" if link.where == "both" or not (it.code and it.live) else "-.->"
+        arrow = "-.->" if it.alone(link) == "code" else "-->"
         label = f'|"{for_mermaid(link.binding)}"|' if is_pattern(link.binding) else ""
         lines.append(f"    {events[link.event]} {arrow}{label} {services[link.service]}")
+    nodes = [at for named in (services, events) for name, at in named.items() if name in bad]
+    nodes += [f"q{n}" for n, _ in enumerate(others)]
+    alone = [str(n) for n, link in enumerate(it.subscribed, len(it.published)) if it.alone(link)]
+    lines += [f"    classDef bad stroke:{RED},color:{RED}", f"    class {','.join(nodes)} bad"] if nodes else []
+    lines += [f"    linkStyle {','.join(alone)} stroke:{RED}"] if alone else []
     return "\n".join(lines) + "\n"
+
+
+def _standing(service: ServiceNode, *, waited_for: bool) -> str:
+    """How a service's queue stands; empty: it has none, and needs none, or RabbitMQ was not asked."""
+    if service.queue is None:
+        return "no queue yet" if waited_for else ""
+    return ", ".join(service.queue.told)

@@ -165,13 +165,12 @@ def page(it: Map) -> str:
 
 
 def _body(it: Map) -> Iterator[str]:
-    listening = {link.service for link in it.subscribed}
+    bad, listening = it.bad, it.listening
     publishers = [service for service in it.services if service.publishes]
     subscribers = _in_order(it, [service for service in it.services if service.name in listening or service.queue])
     left = {service.name: f"p{n}" for n, service in enumerate(publishers)}
     middle = {event.name: f"e{n}" for n, event in enumerate(it.events)}
     right = {service.name: f"s{n}" for n, service in enumerate(subscribers)}
-    bad = {each.about for each in it.drift}
     yield '<main class="map">'
     yield "<header><h1>Who publishes what, and who hears it</h1>"
     yield f"<p>{len(it.services)} services, {len(it.events)} events, {_sources(it)}</p>"
@@ -189,13 +188,9 @@ def _body(it: Map) -> Iterator[str]:
     yield from _column("Subscribers", (_subscriber(each, right[each.name], it, bad) for each in subscribers))
     yield "</div>"
     links = [[left[service], middle[event], ""] for service, event in it.published if event in middle]
-    both = it.code and it.live
-    links += [
-        [middle[link.event], right[link.service], "" if link.where == "both" or not both else link.where]
-        for link in it.subscribed
-    ]
+    links += [[middle[link.event], right[link.service], it.alone(link) or ""] for link in it.subscribed]
     yield f'<script type="application/json" id="links">{json.dumps(links, separators=(",", ":"))}</script>'
-    if both:
+    if it.code and it.live:
         yield (
             '<p class="legend">Lines: in the code and on RabbitMQ; '
             '<svg aria-hidden="true"><path class="code" d="M0 4H28"/></svg> in the code alone; '
@@ -256,21 +251,19 @@ def _event(it: EventNode, at: str, drawn: Map, bad: set[str]) -> str:
     undeclared = drawn.code and not it.versions
     unnamed = "a pattern" if is_pattern(it.key) else "declared by no code" if undeclared else ""
     small = f"{it.key}{versions}" if it.key != it.name else unnamed
-    return _item(at, it.name, small, "event bad" if it.name in bad or undeclared else "event", it.description)
+    return _item(at, it.name, small, "event bad" if it.name in bad else "event", it.description)
 
 
 def _subscriber(it: ServiceNode, at: str, drawn: Map, bad: set[str]) -> str:
+    kind = "bad" if it.name in bad else ""
     queue = it.queue
     if queue is None:
-        return _item(at, it.name, "no queue yet" if drawn.live else "", "code" if drawn.live else "")
-    told = [f"{queue.ready + queue.unacked} waiting"] if queue.ready + queue.unacked else []
-    told += [f"{queue.dead} dead"] if queue.dead else []
-    told += ["no consumer" if not queue.consumers else f"{queue.rate_out:.0f}/s"]
+        return _item(at, it.name, "no queue yet" if drawn.live else "", f"code {kind}".strip() if drawn.live else kind)
     title = (
         f"{queue.ready} ready, {queue.unacked} in hand, {queue.dead} dead letters, {queue.consumers} consumers, "
         f"{queue.rate_in:.1f} events a second in, {queue.rate_out:.1f} out"
     )
-    return _item(at, it.name, " · ".join(told), "bad" if it.name in bad or queue.dead else "", title)
+    return _item(at, it.name, " · ".join(queue.told), kind, title)
 
 
 def _table(it: Map) -> Iterator[str]:
@@ -279,10 +272,9 @@ def _table(it: Map) -> Iterator[str]:
     subscribers: dict[str, list[str]] = defaultdict(list)
     for service, event in it.published:
         publishers[event].append(service)
-    both = it.code and it.live
     for link in it.subscribed:
         by = f" ({link.binding})" if link.binding != link.event and is_pattern(link.binding) else ""
-        alone = {"code": ", in the code alone", "live": ", on RabbitMQ alone"}.get(link.where, "") if both else ""
+        alone = {"code": ", in the code alone", "live": ", on RabbitMQ alone"}.get(it.alone(link) or "", "")
         subscribers[link.event].append(f"{link.service}{by}{alone}")
     yield '<details class="all"><summary>The same as a table</summary><table><thead><tr>'
     yield "".join(f'<th scope="col">{each}</th>' for each in ("event", "key", "publishers", "subscribers"))

@@ -82,8 +82,10 @@ def for_mermaid(text: str) -> str:
     So does the word ``end``. Of nothing but blanks Mermaid would make an error.
     """
     words = printable(" ".join(text.split()) or "\N{REPLACEMENT CHARACTER}").split(" ")
-    return " ".join("#101;nd" if word.lower() == "end" else "".join(map(_numbered, word)) for word in words)
+    return " ".join(map(_numbered, words))
 
 
-def _numbered(character: str) -> str:
-    return character if character.isalnum() or character in "_.,-" else f"#{ord(character)};"
+def _numbered(word: str) -> str:
+    if word.lower() == "end":
+        return f"#{ord(word[0])};{word[1:]}"
+    return "".join(c if c.isalnum() or c in "_.,-" else f"#{ord(c)};" for c in word)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from broker.service import Service
@@ -144,6 +144,18 @@ def permissions_of(service: Service, settings: Settings) -> Permissions:
     return service_permissions(
         service.name, settings, patterns=service.handlers.bindings, publishes=keys, backfill=backfill
     )
+
+
+def reader_permissions(settings: Settings) -> Permissions:
+    """Least privilege of whoever reads the event log: `broker tail`, `log` and `story`. Declares nothing."""
+    read = f"^{re.escape(settings.event_log)}$"
+    return Permissions(configure="^$", write="^$", read=read, topic_write="^$", topic_read="^$")
+
+
+def replay_permissions(service: str, settings: Settings) -> Permissions:
+    """Least privilege of whoever replays to a service: its lock, its exchange, and the event log."""
+    own = re.escape(service)
+    return replace(reader_permissions(settings), configure=rf"^{own}\.replay$", write=f"^{own}$")
 
 
 def grants(snapshot: Snapshot, service: Service, user: str) -> tuple[str, ...]:

@@ -31,6 +31,8 @@ from broker.topology import matches
 Ending: TypeAlias = Outcome | Literal["waiting", "unrecorded"]
 """How it stands with one event in one service: how its last handling ended, or that there is none."""
 
+FROM_CODE = "the code"
+"""What `Subscriptions.origin` is where the management API did not say."""
 YOUNG = timedelta(seconds=3)
 """How long it may take until a handling is recorded and stored."""
 SKEW = timedelta(milliseconds=100)
@@ -570,6 +572,8 @@ def _notes(found: Found, steps: Iterable[Step], expected: Subscriptions) -> Iter
         yield f"Its beginning is not in the event log{since}."
     if any(step.moved or any(a.moved for d in step.deliveries for a in d.attempts) for step in steps):
         yield "The clocks of its hosts differ: times marked ~ were moved behind their cause."
+    if expected.origin == FROM_CODE:
+        yield "Who should have handled it is what the code here says: the management API did not."
     if not expected.origin:
         yield "Who else has subscribed is not known: neither the management API nor the code could be asked."
     if found.ended:

@@ -32,7 +32,7 @@ main.story { width: fit-content; max-width: min(1400px, 100%); }
 .story .number { text-align: right; white-space: nowrap; }
 .story tr.event > * { padding-top: 1rem; }
 .story tr.event th { font-weight: 600; }
-.story tr:not(.event) th { padding-left: 1.2rem; }
+.story tbody tr:not(.event) th { padding-left: 1.2rem; }
 .story .retrying { color: var(--retry); }
 .story .dead { color: var(--bad); }
 .story .waiting, .story .unrecorded, .story .soft { color: var(--soft); }

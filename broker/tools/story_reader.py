@@ -30,7 +30,7 @@ from broker.eventlog import Entry, EventLog, Handling, Span, open_log, time_of
 from broker.settings import Settings
 from broker.tools.discover import find_services
 from broker.tools.status import ServiceStatus, read_status
-from broker.tools.story import Found, Story, Subscriptions, tell
+from broker.tools.story import FROM_CODE, Found, Story, Subscriptions, tell
 from broker.topology import dead_queue
 from broker.transport import Message
 
@@ -361,7 +361,7 @@ class Reader:
             services = find_services(self._modules)
         except BrokerError:
             return Subscriptions()
-        return Subscriptions("the code", {it.name: tuple(it.handlers.bindings) for it in services if it.subscribes})
+        return Subscriptions(FROM_CODE, {it.name: tuple(it.handlers.bindings) for it in services if it.subscribes})
 
     async def _told_of(self, found: Found) -> Story:
         """The story; if something is open, with how the services stand."""

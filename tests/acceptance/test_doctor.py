@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import pty
 import shlex
+import subprocess
 from collections.abc import AsyncIterator, Iterable
 from io import StringIO
 from typing import Any
@@ -25,7 +28,7 @@ from broker.tools.server import Server
 from broker.tools.snapshot import Finding, Snapshot
 from broker.topology import Topology, retry_topology, service_topology
 from tests.acceptance.conftest import Start
-from tests.acceptance.running import BROKER, Ended, broker
+from tests.acceptance.running import BROKER, Ended, broker, environment
 from tests.waiting import until
 
 CODE = "tests.weighing"
@@ -213,6 +216,42 @@ async def test_prune_deletes_what_is_empty_and_nothing_else(mill: Mill, monkeypa
     assert await mill.keys("weighing") == {"parcel.weighed", "parcel.sent"}
     assert (await mill.management.queue("old-full")).ready == 1
     assert "old-empty" not in {exchange.name for exchange in await mill.management.exchanges()}
+
+
+@pytest.mark.parametrize(("answer", "removed"), [(b"n\n", False), (b"\n", False), (b"y\n", True)])
+async def test_prune_lists_and_asks_a_person_and_takes_no_for_an_answer(
+    mill: Mill, answer: bytes, removed: bool
+) -> None:
+    await mill.declare(service_topology("old", ["parcel.weighed"], "events"))
+    before = await mill.queues()
+    told = {"BROKER_MODULES": CODE, "BROKER_MANAGEMENT_URL": mill.server.api_url, "TERM": "xterm", "COLUMNS": "120"}
+    environ = environment(mill.url, BROKER_LOGGING_LEVEL="warning", **told)
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(  # noqa: ASYNC220  (asyncio's would not take a terminal)
+        [BROKER, "doctor", "--prune"], env=environ, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    os.set_blocking(ours, False)
+    said = bytearray()
+
+    def heard(words: bytes) -> bool:
+        with contextlib.suppress(OSError):  # nothing there, or the process has ended
+            said.extend(os.read(ours, 65536))
+        return words in said
+
+    try:
+        await until(lambda: heard(b"Remove them? [y/N]"), 30)
+        assert b"'old.dead'" in said
+        assert await mill.queues() == before  # nothing is done before the answer
+        os.write(ours, answer)
+        await until(lambda: (heard(b""), process.poll() is not None)[1], 30)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    assert process.returncode == 0
+    assert (b"Nothing was removed." in said) is not removed
+    assert await mill.queues() == (before - {"old", "old.dead"} if removed else before)
 
 
 async def test_what_comes_to_a_queue_while_it_is_pruned_is_kept(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:

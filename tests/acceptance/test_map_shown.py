@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import pytest
 from playwright.async_api import Page
 
 from broker.tools.map_page import page
@@ -48,6 +49,30 @@ async def test_the_page_filters_and_highlights(tmp_path: Path) -> None:
         assert await chrome.locator("button.on span").all_inner_texts() == ["scales", "Parcel Weighed", "packing", "watching"]  # fmt: skip  # noqa: E501
         await chrome.keyboard.press("Enter")
         assert await drawn(chrome, "path.on") == 0
+
+
+LEGIBLE = """it => {
+  const bright = colour => {
+    const [r, g, b] = colour.match(/[0-9.]+/g).map(part => part / 255)
+      .map(part => part <= .04 ? part / 12.92 : ((part + .055) / 1.055) ** 2.4);
+    return .2126 * r + .7152 * g + .0722 * b + .05;
+  };
+  const style = getComputedStyle(it), [one, other] = [bright(style.color), bright(style.backgroundColor)];
+  return Math.max(one, other) / Math.min(one, other);
+}"""
+"""The contrast of a text to what is behind it, as WCAG counts it."""
+
+
+@pytest.mark.parametrize(("dark", "paper"), [(False, "rgb(255, 255, 255)"), (True, "rgb(13, 17, 23)")])
+async def test_a_page_is_light_or_dark_and_legible(tmp_path: Path, dark: bool, paper: str) -> None:
+    file = tmp_path / "map.html"
+    file.write_text(page(map_of(shop(), live(["packing", "packing.dead"], [("packing", "parcel.lost")], consumers=0))))
+    async with opened(file, dark=dark) as chrome:
+        assert await chrome.evaluate("getComputedStyle(document.body).backgroundColor") == paper
+        for button in await chrome.locator(".columns button").all():
+            assert await button.evaluate(LEGIBLE) > 4.5, await button.inner_text()
+        red = await chrome.locator(".columns button.bad").first.evaluate("it => getComputedStyle(it).color")
+        assert await chrome.locator("path.live").first.evaluate("it => getComputedStyle(it).stroke") == red
 
 
 async def test_hostile_names_stay_text_in_a_browser(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import broker.errors
 from broker import BrokerError, Settings
 from broker.retry import Delay
 from broker.tools.discover import find_services
+from broker.tools.rights import reader_permissions, replay_permissions
 from broker.topology import (
     backfill_topology,
     operator_permissions,
@@ -106,6 +107,8 @@ def test_the_permissions_are_those_computed() -> None:
     for user, granted in (
         ('publishes "New Order Placed"', publisher_permissions(Settings(), placed)),
         ("looks at packing's dead letters and sends them back", operator_permissions("packing")),
+        ("reads the event log", reader_permissions(Settings())),
+        ("replays to packing", replay_permissions("packing", Settings())),
         ("the service packing", service_permissions("packing", Settings(), patterns=placed, publishes=packed)),
         (
             "the service packing, if it backfills",

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import given, settings
@@ -410,6 +411,23 @@ def test_one_host_of_several_that_does_not_answer_is_a_warning() -> None:
     assert the_one(check_connection(Snapshot(settings=SETTINGS, doors=doors)), "two:5672").severity == "warning"
 
 
+def test_tls_on_one_side_only_is_a_setting_that_holds_no_password() -> None:
+    url = "amqp://app:word@one,two:5673/shop?cafile=ca.pem"
+    doors = [Door("one:5672", why="it speaks TLS", instead="amqps://"), Door("two:5673", "4.0.5")]
+    settings = Settings(_env_file=None, url=url)
+    it = the_one(check_connection(Snapshot(settings=settings, doors=doors)), "AMQP", "one:5672", "TLS")
+    (command,) = it.commands
+    helps = "amqps://app:PASSWORD@one:5672/shop?cafile=ca.pem,amqp://app:PASSWORD@two:5673/shop?cafile=ca.pem"
+    assert shlex.split(command) == ["export", f"BROKER_URL={helps}"]
+    assert [urlsplit(host).scheme for host in Settings(_env_file=None, url=helps).hosts] == ["amqps", "amqp"]
+    assert "word" not in str(it)
+
+
+def test_a_certificate_that_ends_soon_is_a_warning() -> None:
+    doors = [Door("broker.example:5671", "4.0.5", expires=days) for days in (13.5, 14.5)]
+    assert the_one(check_connection(Snapshot(settings=SETTINGS, doors=doors)), "13 days").severity == "warning"
+
+
 @pytest.mark.parametrize("trouble", ["silent", "login", "vhost", "tag", "other"])
 def test_amqp_and_management_are_named_each_by_itself(trouble: Any) -> None:
     access = Access("broker.example", "app", trouble, why="as it was answered")
@@ -417,7 +435,8 @@ def test_amqp_and_management_are_named_each_by_itself(trouble: Any) -> None:
     management = the_one(check_connection(Snapshot(settings=SETTINGS, management=access)), "Management")
     assert {amqp.severity, management.severity} == {"problem"}
     assert "as it was answered" in amqp.what
-    assert management.commands or trouble in ("vhost", "other")
+    assert amqp.commands or trouble in ("silent", "tag")  # which management alone knows
+    assert management.commands
 
 
 def test_management_that_answers_elsewhere_is_a_setting() -> None:
@@ -443,6 +462,8 @@ def test_a_management_plugin_that_is_off_is_switched_on() -> None:
 def test_a_rabbitmq_before_3_10_is_a_problem(version: str, found: int) -> None:
     told = list(check_versions(Snapshot(settings=SETTINGS, version=version)))
     assert [it.severity for it in told] == ["problem"] * found
+    flags = ("rabbitmqctl enable_feature_flag all",)
+    assert [it.commands for it in told] == [() if version == "2.8" else flags] * found
 
 
 def test_queue_types_that_are_switched_off_are_a_problem() -> None:
@@ -474,6 +495,7 @@ def test_alarms_and_nodes_that_are_down(state: dict[str, Any], severity: str, wo
     nodes = [Node(name="rabbit@one"), Node(name="rabbit@two", **state)]
     it = the_one(check_alarms(Snapshot(settings=SETTINGS, nodes=nodes)), "rabbit@two", word)
     assert it.severity == severity
+    assert it.commands
 
 
 def test_clocks_may_differ_by_five_seconds() -> None:
@@ -583,7 +605,8 @@ def test_an_event_log_that_is_a_queue_is_a_problem() -> None:
 
 def test_a_log_that_is_switched_off_is_a_note() -> None:
     off = replace(healthy(), settings=Settings(_env_file=None, log=False))
-    assert the_one(check_log(off), "BROKER_LOG").severity == "note"
+    it = the_one(check_log(off), "BROKER_LOG")
+    assert (it.severity, it.commands) == ("note", ("export BROKER_LOG=on",))
 
 
 def test_versions_in_the_log_that_no_code_knows() -> None:

@@ -151,6 +151,17 @@ def test_what_helps_looks_where_the_map_did() -> None:
     assert helps["missing binding"].startswith("broker doctor --fix --from shop --from other,")
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("map", "1 with --check: something does not fit, or an unexpected failure"),
+        ("doctor", "1 problems were found, or an unexpected failure"),
+    ],
+)
+def test_help_says_what_the_exit_code_1_means(command: str, said: str) -> None:
+    assert said in " ".join(CliRunner().invoke(app, [command, "--help"]).output.split())
+
+
 @pytest.mark.parametrize("words", [["--html"], ["--html", "--code"]])
 def test_html_without_a_file_says_so(words: list[str]) -> None:
     ended = CliRunner().invoke(app, ["map", "--code", *words])
@@ -194,6 +205,60 @@ def test_rabbitmq_alone_shows_bindings() -> None:
     assert "declared by no code" not in page(it)  # it was not looked at
 
 
+def red(it: Map) -> tuple[set[str], set[str]]:
+    """Of a map for Mermaid, what is red: the names of nodes, and the arrows between names."""
+    chart = mermaid(it)
+    name = dict(re.findall(r'^    (\w+)\(?\["(.*?)(?:<br/>.*)?"\]', chart, re.MULTILINE))
+    arrows = re.findall(r"^    (\w+) (-->|-\.->)(?:\|.*\|)? (\w+)$", chart, re.MULTILINE)
+    nodes = [at for listed in re.findall(r"^    class (\S+) bad$", chart, re.MULTILINE) for at in listed.split(",")]
+    links = [int(n) for listed in re.findall(r"^    linkStyle (\S+) ", chart, re.MULTILINE) for n in listed.split(",")]
+    drawn = [f"{name[begin]} {arrow} {name[end]}" for begin, arrow, end in arrows]
+    return {name[at] for at in nodes}, {drawn[n] for n in links}
+
+
+def test_for_mermaid_what_does_not_fit_is_red_and_what_is_in_the_code_alone_dashed() -> None:
+    queues = ["packing", "packing.dead", "legacy", "legacy.dead", "import-for-crm", "events.log"]
+    nodes, arrows = red(map_of(shop(), live(queues, [("packing", "parcel.lost"), ("legacy", "legacy.#")], consumers=0)))
+    assert nodes == {"packing", "watching", "legacy", "legacy.#35;", "import-for-crm"}
+    assert arrows == {
+        "Parcel Lost --> packing",
+        "legacy.#35; --> legacy",
+        "Parcel Weighed -.-> packing",
+        *(f"{event} -.-> watching" for event in ("Parcel Lost", "Parcel Sent", "Parcel Weighed")),
+    }
+
+
+def test_for_mermaid_nothing_is_red_that_fits_and_dead_letters_are() -> None:
+    full = live()
+    empty = replace(full, queues=[it.model_copy(update={"ready": 0}) for it in full.queues])
+    assert red(map_of(shop(), empty)) == (set(), set())
+    assert red(map_of(shop(), full)) == ({"packing", "watching"}, set())
+    assert red(map_of(shop(), None)) == (set(), set())
+
+
+def test_for_mermaid_each_queue_has_its_depth_where_rabbitmq_was_asked() -> None:
+    shown = mermaid(map_of(shop(), live(["packing", "packing.dead"], [("packing", "parcel.weighed")])))
+    assert '["packing<br/>2 waiting, 2 dead, 0#47;s"]' in shown
+    assert '["watching<br/>no queue yet"]' in shown
+    assert '["scales"]' in shown
+    assert '["packing"]' in mermaid(map_of(shop(), None))
+
+
+def test_on_the_page_and_the_screen_the_same_is_red() -> None:
+    queues = ["packing", "packing.dead", "legacy", "legacy.dead", "events.log"]
+    it = map_of(shop(), live(queues, [("packing", "parcel.lost"), ("legacy", "legacy.#")], consumers=0))
+    marked = re.findall(r'class="[a-z ]*\bbad"[^>]*><span>(.*?)</span>', page(it))
+    assert sorted(marked) == ["legacy", "legacy.#", "packing", "watching"]
+    terminal = StringIO()
+    Console(file=terminal, width=200, force_terminal=True, color_system="standard").print(screen(it))
+    assert set(re.findall(r"\x1b\[1;31m([\w.#]+)", terminal.getvalue())) == set(marked)
+    alone = StringIO()
+    Console(file=alone, width=200, force_terminal=True, color_system="standard").print(
+        screen(map_of(None, live(["packing"])))
+    )
+    assert "\x1b[1;31m" not in alone.getvalue()  # nothing says that it does not fit
+
+
 def test_nothing_at_all() -> None:
     assert "Map" in repr(map_of([], Live("events", "events.log")))
     assert "<main" in page(map_of(None, Live("events", "events.log")))
@@ -216,8 +281,12 @@ def test_what_has_no_name_to_be_seen_has_one_on_the_map() -> None:
     assert "<span> </span>" not in page(it)
 
 
-PIECES = r'    (\w+(\["[^"<>`\[\]]+"\]|\(\["[^"<>`\[\]]+"\]\))|e?s?\w+ (-->|-\.->)(\|"[^"<>`|]*"\|)? \w+)'
-"""All that a line of a flowchart may be: a node, or an arrow."""
+NAMED = r'\["[^"<>`\[\]]+(<br/>(no queue yet|(\d+ (waiting|dead), )*(no consumer|\d+#47;s)))?"\]|\(\["[^"<>`\[\]]+"\]\)'
+PIECES = (
+    rf'    (\w+({NAMED})|[es]\d+ (-->|-\.->)(\|"[^"<>`|]*"\|)? [es]\d+'
+    r"|classDef bad stroke:#cf222e,color:#cf222e|class [esq]\d+(,[esq]\d+)* bad|linkStyle \d+(,\d+)* stroke:#cf222e)"
+)
+"""All that a line of a flowchart may be: a node with how its queue stands, an arrow, or what is red."""
 HOSTILE = [
     "<script>alert(1)</script>",
     "'><img src=x onerror=alert(1)>",
