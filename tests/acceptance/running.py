@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from broker import Event
 from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,6 +21,12 @@ BROKER = str(Path(sys.executable).with_name("broker"))
 """The command as it is installed."""
 PATIENCE = 60.0
 """Seconds after which a process that has not ended, or not said something, will not. A loaded machine needs many."""
+
+
+class CartonWeighed(Event, name="Carton Weighed", key="carton.weighed", subject="number"):
+    """As the service ``sorting`` of several tests declares it, in a folder of its own."""
+
+    number: int
 
 
 @dataclass(frozen=True)

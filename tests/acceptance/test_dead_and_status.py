@@ -14,12 +14,12 @@ from uuid import uuid4
 
 import pytest
 
-from broker import Broker, Event
+from broker import Broker
 from broker.tools.management import Management
 from broker.tools.server import Server
 from broker.topology import operator_permissions
 from tests.acceptance.conftest import Start
-from tests.acceptance.running import BROKER, Ended, broker, environment
+from tests.acceptance.running import BROKER, CartonWeighed, Ended, broker, environment
 from tests.waiting import until
 
 SORTING = '''
@@ -44,12 +44,6 @@ async def sort(carton: CartonWeighed) -> None:
         raise Reject(f"carton {carton.number} is stolen")
 '''
 BROKEN = {"BROKEN": "yes", "BROKER_MODULES": "sorting"}
-
-
-class CartonWeighed(Event, name="Carton Weighed", key="carton.weighed", subject="number"):
-    """As the sorting service declares it, too."""
-
-    number: int
 
 
 class Shop:

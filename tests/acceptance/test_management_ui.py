@@ -23,8 +23,7 @@ from services.demo import goods
 from services.demo.commands import Commands
 from services.demo.processes import SERVICES, Guard, Processes, environment
 from tests.acceptance.conftest import Start
-from tests.acceptance.running import BROKER, ROOT
-from tests.acceptance.test_dead_and_status import CartonWeighed
+from tests.acceptance.running import BROKER, ROOT, CartonWeighed
 from tests.acceptance.test_map_shown import SORTING
 from tests.acceptance.test_shop_processes import all_run, fill
 from tests.browser import browser
