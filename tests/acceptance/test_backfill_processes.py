@@ -338,7 +338,7 @@ async def test_rabbitmq_is_killed_and_restarted_meanwhile(
 
 @pytest.mark.parametrize(
     ("name", "events", "rate"),
-    [("plain", 10_000, 500), ("stored", 2000, 100), pytest.param("plain", 100_000, 500, marks=pytest.mark.full)],
+    [("plain", 10_000, 500), ("stored", 1000, 50), pytest.param("plain", 100_000, 500, marks=pytest.mark.full)],
 )
 async def test_under_load_there_is_no_gap_and_no_double(coins: Coins, name: str, events: int, rate: int) -> None:
     """So many events a second arrive meanwhile; another service goes on getting them. With ``-s`` it says how fast."""
