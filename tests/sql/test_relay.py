@@ -268,9 +268,9 @@ async def test_a_row_of_somebody_elses_that_amqp_has_no_room_for_is_set_aside(
 async def test_what_can_never_be_published_is_set_aside_and_blocks_nobody(
     database_url: str, database: AsyncEngine, wire: Wire, lines: Lines, error: Exception | None
 ) -> None:
-    bad = LetterWritten(reader="a", number=0, text="bad" if error else "x" * 3000)
+    bad = LetterWritten(reader="a", number=0, text="wrong" if error else "x" * 3000)
     if error is not None:
-        wire.failing["bad"] = error
+        wire.failing["wrong"] = error  # a word that stands in no id
     await add(database, [bad, LetterWritten(reader="a", number=1), LetterWritten(reader="b", number=0)])
     async with Market() as market, market.process(relay(database_url), max_message_bytes=1024) as process:
         await until(lambda: len(wire.letters()["a"]) == 1 and wire.letters()["b"])
