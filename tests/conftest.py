@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import uuid
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
@@ -41,10 +40,7 @@ class OnUvloop:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Do as the options say. Coverage is of the processes that run tests: in all that those start it would take long."""
-    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
-        for name in ("COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG"):
-            os.environ.pop(name, None)
+    """Do as the options say."""
     if config.getoption("--uvloop"):
         config.pluginmanager.register(OnUvloop())
 
