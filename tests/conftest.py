@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from broker.tools.container import ContainerNode
     from broker.tools.node import Node
 
-pytest_plugins = ["tests.postgres"]
+pytest_plugins = ["tests.postgres", "tests.users"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
 from urllib.parse import urlsplit
-from uuid import uuid4
 
 import pytest
 from pydantic import SecretStr
 
 from broker.settings import Settings
-from broker.tools import mending
 from broker.tools.doctor import diagnose, examine
 from broker.tools.management import Management
 from broker.tools.rights import permissions_of
@@ -21,34 +17,11 @@ from broker.tools.snapshot import Finding, Snapshot
 from broker.topology import Permissions
 from tests.acceptance.conftest import Start
 from tests.acceptance.running import BROKER
+from tests.users import CODE, Hire
 from tests.waiting import until
 from tests.weighing import weighing
 
-CODE = "tests.weighing"
 EVERYTHING = Permissions(".*", ".*", ".*", ".*", ".*")
-
-Hire = Callable[[Permissions], Awaitable[str]]
-"""Makes a user with these permissions; returns its address."""
-
-
-@pytest.fixture
-async def hire(vhost_url: str, server: Server) -> AsyncIterator[Hire]:
-    """Users of a virtual host in which all that the code declares stands. They go with the test."""
-    everybody = Settings(url=SecretStr(vhost_url), management_url=SecretStr(server.api_url))
-    await mending.fix(await examine(everybody, [CODE], log=0), lambda said: None)
-    async with AsyncExitStack() as stack:
-        management = await stack.enter_async_context(Management(vhost_url, server.api_url))
-
-        async def hired(may: Permissions) -> str:
-            name = f"user-{uuid4().hex[:8]}"
-            await management.create_user(name, "word")
-            stack.push_async_callback(management.delete_user, name)
-            await management.permit(name, configure=may.configure, write=may.write, read=may.read)
-            await management.permit_topics(name, "events", write=may.topic_write, read=may.topic_read)
-            parts = urlsplit(vhost_url)
-            return parts._replace(netloc=f"{name}:word@{parts.netloc.rpartition('@')[2]}").geturl()
-
-        yield hired
 
 
 async def looked(url: str, management_url: str) -> Snapshot:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import re
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -20,12 +18,10 @@ from broker.tools.node import login
 from broker.tools.server import Server
 from broker.topology import Topology, handlings_topology, service_topology, shared_topology
 from services.demo import goods
-from services.demo.commands import Commands
-from services.demo.processes import SERVICES, Guard, Processes, environment
 from tests.acceptance.conftest import Start
 from tests.acceptance.running import BROKER, ROOT, CartonWeighed
 from tests.acceptance.test_map_shown import SORTING
-from tests.acceptance.test_shop_processes import all_run, fill
+from tests.acceptance.test_shop_processes import shop_at_work
 from tests.browser import browser
 from tests.waiting import until
 
@@ -134,19 +130,10 @@ async def test_of_the_shop_it_lists_what_the_documentation_says_and_nothing_more
     listening = {service.name: service.handlers.bindings for service in shop if service.handlers}
     queues, exchanges = documented(listening)
     assert len(queues) == 2 * len(listening) + 1
-    told = environment(tmp_path, vhost_url)
-    async with contextlib.AsyncExitStack() as stack:
-        guard = stack.enter_context(Guard(tmp_path))
-        processes = stack.enter_context(Processes(tmp_path, told, guard))
-        commands = await stack.enter_async_context(Commands(tmp_path, told, guard))
-        processes.start(*SERVICES)
-        await all_run(processes)
-        await fill(commands, goods.invent())
+    async with shop_at_work(tmp_path, vhost_url, goods.invent()), management_ui(server, vhost_url) as shown:
         await recorded(server, vhost_url)
-        shown = await stack.enter_async_context(management_ui(server, vhost_url))
         retries = re.compile(rf"({'|'.join(listening)})\.retry\.\w+")  # which join when something first fails
         assert {name for name in await shown.listed("queue") if not retries.fullmatch(name)} == queues
         assert await shown.listed("exchange") == exchanges
         keys = {(service, key) for service, bindings in listening.items() for key in bindings}
         assert await shown.bindings("exchange", "events") == keys | {("events.log", "#")}
-        await asyncio.to_thread(processes.stop)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from uuid import UUID
 
@@ -17,15 +17,8 @@ PATIENCE = 60.0
 
 
 async def test_any_of_the_eight_may_be_killed(tmp_path: Path, vhost_url: str) -> None:
-    told = environment(tmp_path, vhost_url)
-    async with contextlib.AsyncExitStack() as stack:
-        guard = stack.enter_context(Guard(tmp_path))
-        processes = stack.enter_context(Processes(tmp_path, told, guard))
-        commands = await stack.enter_async_context(Commands(tmp_path, told, guard))
-        processes.start(*SERVICES)
-        await all_run(processes)
-        stock = goods.invent()
-        await fill(commands, stock)
+    stock = goods.invent()
+    async with shop_at_work(tmp_path, vhost_url, stock) as (processes, commands):
         orders = iter(stock.orders(3 * len(SERVICES)))
         placed: list[UUID] = []
 
@@ -45,6 +38,20 @@ async def test_any_of_the_eight_may_be_killed(tmp_path: Path, vhost_url: str) ->
         count = len(placed)
         assert (verdict.placed, verdict.packed, verdict.dispatched, verdict.emails) == (count, count, count, count)
         assert (verdict.lost, verdict.twice) == (0, 0)
+
+
+@contextlib.asynccontextmanager
+async def shop_at_work(folder: Path, url: str, stock: goods.Goods) -> AsyncIterator[tuple[Processes, Commands]]:
+    """The eight services, running, with customers, items and addresses."""
+    told = environment(folder, url)
+    async with contextlib.AsyncExitStack() as stack:
+        guard = stack.enter_context(Guard(folder))
+        processes = stack.enter_context(Processes(folder, told, guard))
+        commands = await stack.enter_async_context(Commands(folder, told, guard))
+        processes.start(*SERVICES)
+        await all_run(processes)
+        await fill(commands, stock)
+        yield processes, commands
         await asyncio.to_thread(processes.stop)
 
 

@@ -207,12 +207,18 @@ class Shop:
             "catalog": ("--price", f"{number % 100}.{number % 97:02}"),
             "address": ("--street", f"{number} Long Road"),
         }[owner]
-        for _ in range(20):
+
+        async def changed() -> bool:
             with suppress(DemoFailed):
                 await self.commands.run(owner, "change", str(owned[number % len(owned)][key]), *what)
-                return
-            await asyncio.sleep(1)
-        raise AssertionError(f"{owner} could not be changed: {self.commands.last_words(owner)}")
+                return True
+            return False
+
+        try:
+            await until(changed, 2 * PATIENCE, every=1)  # a database may be restarted meanwhile
+        except AssertionError as error:
+            error.add_note(f"{owner} could not be changed: {self.commands.last_words(owner)}")
+            raise
 
     # -- looking -------------------------------------------------------------------------------------------------
 

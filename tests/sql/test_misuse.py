@@ -48,7 +48,11 @@ async def reset(session: AsyncSession) -> None:
     await session.reset()
 
 
-ENDINGS = (commit, rollback, close, leave, invalidate, begin, reset)
+async def commit_by_the_connection(session: AsyncSession) -> None:
+    await (await session.connection()).commit()
+
+
+ENDINGS = (commit, rollback, close, leave, invalidate, begin, reset, commit_by_the_connection)
 
 
 @pytest.mark.parametrize("end", ENDINGS, ids=lambda end: end.__name__)
@@ -61,22 +65,6 @@ async def test_a_handler_that_ends_its_transaction_is_told_what_to_do_instead(
     async def pack(event: ParcelWeighed, context: Context) -> None:
         await note(event, context)
         await end(context.transaction)
-
-    async with Harness(service, settings=settings()) as shop:
-        await shop.publish(weighed())
-        await shop.advance(minutes=1)
-        (letter,) = shop.dead("packing")
-        assert letter.reason.startswith("ContractError: A handler does not end its transaction")
-    assert await stored(database) == (0, 0, 0)
-
-
-async def test_a_commit_by_the_connection_is_refused(database_url: str, database: AsyncEngine) -> None:
-    service = Service("packing", database=database_url, retry=Retry("1s"))
-
-    @service.on(ParcelWeighed)
-    async def pack(event: ParcelWeighed, context: Context) -> None:
-        await note(event, context)
-        await (await context.transaction.connection()).commit()
 
     async with Harness(service, settings=settings()) as shop:
         await shop.publish(weighed())

@@ -2,51 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import pytest
 
 from broker import Broker
 from broker.settings import Settings
-from broker.tools import mending
-from broker.tools.doctor import examine
-from broker.tools.management import Management
 from broker.tools.rights import reader_permissions, replay_permissions
 from broker.tools.server import Server
-from broker.topology import Permissions
 from tests.acceptance.running import BROKER, ROOT, Ended, Process, broker, environment
 from tests.parcels import ParcelWeighed
+from tests.users import CODE, Hire
 
-CODE = "tests.weighing"
 SETTINGS = Settings(_env_file=None)
-
-Hire = Callable[..., Awaitable[str]]
-"""Makes a user with these permissions, and tags; returns its address."""
-
-
-@pytest.fixture
-async def hire(vhost_url: str, server: Server) -> AsyncIterator[Hire]:
-    """Users of a virtual host in which all stands that the code declares. They go with the test."""
-    everybody = Settings(url=vhost_url, management_url=server.api_url)
-    await mending.fix(await examine(everybody, [CODE], log=0), lambda said: None)
-    async with AsyncExitStack() as stack:
-        management = await stack.enter_async_context(Management(vhost_url, server.api_url))
-
-        async def hired(may: Permissions, tags: str = "") -> str:
-            name = f"user-{uuid4().hex[:8]}"
-            await management.create_user(name, "word", tags=tags)
-            stack.push_async_callback(management.delete_user, name)
-            await management.permit(name, configure=may.configure, write=may.write, read=may.read)
-            await management.permit_topics(name, "events", write=may.topic_write, read=may.topic_read)
-            parts = urlsplit(vhost_url)
-            return parts._replace(netloc=f"{name}:word@{parts.netloc.rpartition('@')[2]}").geturl()
-
-        yield hired
 
 
 @pytest.fixture
