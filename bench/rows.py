@@ -251,13 +251,12 @@ def replay(bench: Bench) -> None:
 
 
 def handlings(bench: Bench) -> None:
-    """A long backlog, with and without a record of each handling; turns, for the difference is small."""
-    for _ in range(3 * bench.rounds):
+    """A backlog, with and without a record of each handling; many short turns: rates differ more than by the record."""
+    count = bench.some(12_000)
+    for _ in range(5 * bench.rounds):
         for on in (False, True):
-            bench.fill("ours", bench.some(20_000))
-            figures = bench.run(
-                "ours", "consume", count=bench.some(20_000), settings={"log": True, "record_handlings": on}
-            )
+            bench.fill("ours", count)
+            figures = bench.run("ours", "consume", count=count, settings={"log": True, "record_handlings": on})
             bench.keep("handlings", "recorded" if on else "not recorded", figures)
             bench.check(0)
     bench.delete("events.log")

@@ -58,32 +58,34 @@ def encode(event: Event, *, event_id: UUID, source: str, time: datetime, story: 
     """An event as structured CloudEvents JSON; and its correlation id as it stands there."""
     text, subject = str(event_id), subject_of(event)
     correlation = text if story.correlation_id is event_id else str(story.correlation_id)
-    about = f',"subject":{_json(subject)}' if subject is not None else ""
-    cause = f',"causationid":"{story.causation_id}"' if story.causation_id is not None else ""
-    trace = f',"traceparent":{_json(story.traceparent)}' if story.traceparent is not None else ""
-    head = (
-        f'{_same_for_all(type(event), source)},"id":"{text}","time":"{_utc(time).isoformat()[:-6]}Z"{about},'
-        f'"correlationid":"{correlation}"{cause}{trace},"data":'
-    )
-    return head.encode() + event.__pydantic_serializer__.to_json(event, by_alias=True) + b"}", correlation
+    differs: dict[str, str] = {"id": text, "time": f"{_utc(time).isoformat()[:-6]}Z"}
+    if subject is not None:
+        differs["subject"] = subject
+    differs["correlationid"] = correlation
+    if story.causation_id is not None:
+        differs["causationid"] = str(story.causation_id)
+    if story.traceparent is not None:
+        differs["traceparent"] = story.traceparent
+    data = event.__pydantic_serializer__.to_json(event, by_alias=True)
+    return b'%b,%b,"data":%b}' % (_same_for_all(type(event), source), to_json(differs)[1:-1], data), correlation
 
 
 @lru_cache(maxsize=1000)
-def _same_for_all(event: type[Event], source: str) -> str:
+def _same_for_all(event: type[Event], source: str) -> bytes:
     """How every event of a class from one source begins."""
     contract = event.__contract__
-    return (
-        f'{{"specversion":"1.0","type":{_json(contract.name)},"source":{_json(source)},'
-        f'"datacontenttype":"application/json","dataschema":{_json(contract.schema)}'
-    )
+    same = {
+        "specversion": "1.0",
+        "type": contract.name,
+        "source": source,
+        "datacontenttype": "application/json",
+        "dataschema": contract.schema,
+    }
+    return to_json(same)[:-1]
 
 
 def _utc(time: datetime) -> datetime:
     return time if time.tzinfo is UTC else time.astimezone(UTC)
-
-
-def _json(text: str) -> str:
-    return to_json(text).decode()
 
 
 UUID_FIRST = Field(union_mode="left_to_right")  # pydantic makes one in less time than `as_uuid`

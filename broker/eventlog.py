@@ -15,6 +15,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from math import inf
 from time import monotonic
 from typing import Annotated, Any
 from uuid import UUID
@@ -269,7 +270,8 @@ class EventLog:
         """
         if begin == "next" or (end is not None and not isinstance(begin, int)):
             begin = await self.place(begin)  # so that a reconnect before the first message misses nothing
-        if end is not None and isinstance(begin, int) and begin >= end:
+        stop = inf if end is None else end
+        if isinstance(begin, int) and begin >= stop:
             return
         arrived: deque[Delivery] = deque()
         waiting: asyncio.Future[None] | None = None
@@ -287,18 +289,14 @@ class EventLog:
                 if not arrived:
                     waiting = asyncio.get_running_loop().create_future()
                     await self._wait(waiting, patience=None if end is None else PATIENCE)
-                last = arrived[-1].number or 0
-                near = end is not None and last >= end - 1  # else none of these needs to be looked at
+                near = (arrived[-1].number or 0) >= stop - 1  # else the end is not among these
                 for _ in range(len(arrived)):
                     delivery = arrived.popleft()
                     await delivery.ack()
-                    if end is None or not near:
+                    number = (delivery.number or 0) if near else -1
+                    if number < stop:
                         yield Entry(delivery, self._handled_exchange)
-                        continue
-                    number = delivery.number or 0
-                    if number < end:
-                        yield Entry(delivery, self._handled_exchange)
-                    if number >= end - 1:
+                    if number >= stop - 1:
                         return
         finally:
             await consumer.cancel()

@@ -10,6 +10,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 import pytest
+import structlog
 
 from broker.events import declared
 from broker.tools.node import login
@@ -77,6 +78,20 @@ def say(request: pytest.FixtureRequest, line: str) -> None:
         return
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         print(f"\n{line}", end="", flush=True)  # noqa: T201 - it belongs beside pytest's own lines
+
+
+@pytest.fixture(autouse=True)
+def lines() -> Iterator[list[dict[str, Any]]]:
+    """Every line logged during the test, unless what it runs sets logging up for itself, as commands do."""
+    capture = structlog.testing.LogCapture()
+    structlog.configure(
+        processors=[structlog.contextvars.merge_contextvars, capture],
+        wrapper_class=structlog.make_filtering_bound_logger("debug"),
+        cache_logger_on_first_use=False,
+    )
+    yield capture.entries  # type: ignore[misc]  # structlog's own mapping type
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
 
 
 @pytest.fixture(scope="session")

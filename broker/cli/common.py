@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -51,6 +51,17 @@ def file_named(text: str) -> Path:
     if text.startswith("-") and text != "-":
         raise typer.BadParameter(f"{text!r} is an option. Which file? Name it, or '-' to print it.")
     return Path(text)
+
+
+def at_most_one(given: Mapping[str, object]) -> None:
+    """Refuse two forms of output at a time.
+
+    Args:
+        given: the options' values; the empty ones were not given.
+    """
+    chosen = [option for option, value in given.items() if value]
+    if len(chosen) > 1:
+        raise typer.BadParameter(f"{' and '.join(chosen)}: one form of output at a time.")
 
 
 def fail(message: str, code: int) -> NoReturn:

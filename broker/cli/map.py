@@ -11,7 +11,19 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from broker.cli.common import EXIT_CODES, AsJson, From, app, file_named, out, printable, settings, wait_for, write
+from broker.cli.common import (
+    EXIT_CODES,
+    AsJson,
+    From,
+    app,
+    at_most_one,
+    file_named,
+    out,
+    printable,
+    settings,
+    wait_for,
+    write,
+)
 from broker.errors import BrokerError, ContractError
 from broker.service import Service
 from broker.settings import Settings
@@ -45,6 +57,7 @@ def map_(
     alone, which is said (with --check it is an error). Red is what does not fit: a queue nobody consumes, a binding no
     code declares, an event nobody hears. Changes nothing: `broker doctor` mends.
     """
+    at_most_one({"--html": html, "--mermaid": as_mermaid, "--json": as_json})
     environment = settings()
     found = wait_for(read(environment, modules or [], code=code, live=live, check=check))
     if html is not None:

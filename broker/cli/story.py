@@ -22,6 +22,7 @@ from broker.cli.common import (
     From,
     ago,
     app,
+    at_most_one,
     file_named,
     moment,
     one_line,
@@ -101,6 +102,7 @@ def story(
     if (which is None) == (subject is None):
         taken = f" {str(html)!r} is the FILE of --html: name that, too." if html is not None and subject is None else ""
         raise typer.BadParameter(f"Which story? Give a correlation id, or --subject ID; not both.{taken}")
+    at_most_one({"--html": html, "--mermaid": mermaid, "--json": as_json})
     environment = settings()
     wanted = which_one(which, subject)
     with progress("reading the event log") as told:
@@ -170,13 +172,13 @@ def show(found: Story, html: Path | None, *, mermaid: bool, as_json: bool) -> No
         from broker.tools.story_page import page
 
         write("--html", html, page(found).encode())
-    if mermaid:
+    elif mermaid:
         from broker.tools.story_drawing import mermaid as diagram
 
         print(diagram(found), end="")  # noqa: T201
     elif as_json:
         print(json.dumps(found.as_json(), indent=2))  # noqa: T201
-    elif html is None:
+    else:
         out().print(screen(found))
 
 

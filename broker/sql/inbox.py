@@ -201,14 +201,7 @@ class SqlTransactions:
                 if not again and await self._is_known(connection, entry):
                     return False
                 async with Turn(self._store) as turn:
-                    if self._store.sqlite and alone:
-                        await turn.take()
-                    if not connection.in_transaction():  # or the handler's session would have, and end, its own
-                        await begin(connection, to_write=alone)
-                    if self._store.sqlite:
-                        turn.take_before_writing(connection)
-                    begun = in_transaction(connection)
-                    event.listen(connection.sync_connection, "commit", _not_yours)
+                    begun = await self._begin(connection, turn, alone=alone)
                     transaction = connection.get_transaction()
                     session = _session(connection, envelope)
                     try:
@@ -236,6 +229,17 @@ class SqlTransactions:
             if meaning is not Meaning.FAILED:
                 raise Again(meaning, error) from None
             raise
+
+    async def _begin(self, connection: AsyncConnection, turn: Turn, *, alone: bool) -> bool:
+        """Begin the transaction, which the handler does not end; whether the driver knows by now that it has begun."""
+        if self._store.sqlite and alone:
+            await turn.take()
+        if not connection.in_transaction():  # or the handler's session would have, and end, its own
+            await begin(connection, to_write=alone)
+        if self._store.sqlite:
+            turn.take_before_writing(connection)
+        event.listen(connection.sync_connection, "commit", _not_yours)
+        return in_transaction(connection)
 
     async def _finish(
         self, connection: AsyncConnection, entry: Entry, rows: list[dict[str, Any]], *, again: bool

@@ -4,11 +4,9 @@ with aio-pika's own frames."""
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from collections.abc import AsyncIterator
 
 import pytest
-import structlog
 
 from tests.conformance.worlds import World
 
@@ -19,20 +17,6 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith("BROKER_") and name not in ("BROKER_URL", "BROKER_MANAGEMENT_URL"):
             monkeypatch.delenv(name)
-
-
-@pytest.fixture(autouse=True)
-def lines() -> Iterator[list[dict[str, Any]]]:
-    """Every line logged during the test."""
-    capture = structlog.testing.LogCapture()
-    structlog.configure(
-        processors=[structlog.contextvars.merge_contextvars, capture],
-        wrapper_class=structlog.make_filtering_bound_logger("debug"),
-        cache_logger_on_first_use=False,
-    )
-    yield capture.entries  # type: ignore[misc]  # structlog's own mapping type
-    structlog.reset_defaults()
-    structlog.contextvars.clear_contextvars()
 
 
 @pytest.fixture

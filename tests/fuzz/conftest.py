@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conformance.conftest import _impatient, _no_settings, lines
+from tests.conformance.conftest import _impatient, _no_settings
 
-__all__ = ["_impatient", "_no_settings", "lines"]
+__all__ = ["_impatient", "_no_settings"]
 
 
 @pytest.fixture(autouse=True)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-import structlog
 from sqlalchemy import NullPool
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
@@ -29,20 +28,6 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith("BROKER_"):
             monkeypatch.delenv(name)
-
-
-@pytest.fixture(autouse=True)
-def lines() -> Iterator[list[dict[str, Any]]]:
-    """Every line logged during the test."""
-    capture = structlog.testing.LogCapture()
-    structlog.configure(
-        processors=[structlog.contextvars.merge_contextvars, capture],
-        wrapper_class=structlog.make_filtering_bound_logger("debug"),
-        cache_logger_on_first_use=False,
-    )
-    yield capture.entries  # type: ignore[misc]  # structlog's own mapping type
-    structlog.reset_defaults()
-    structlog.contextvars.clear_contextvars()
 
 
 def script(dialect: str) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
-import structlog
 
 from broker import ConnectionFailed, ContractError, Malformed
 from broker.eventlog import Entry, EventLog, Span, open_log
@@ -31,13 +31,6 @@ SMALL_LOG = Topology(
     ),
     bindings=(Binding("events", "events.log", "#"),),
 )
-
-
-@pytest.fixture
-def lines() -> Iterator[Callable[[str], bool]]:
-    """Whether a log line was written."""
-    with structlog.testing.capture_logs() as captured:
-        yield lambda event: any(line["event"] == event for line in captured)
 
 
 @pytest.fixture
@@ -138,7 +131,7 @@ async def test_a_reconnect_in_the_middle_loses_and_doubles_nothing(direct: bool,
 
 
 async def test_whoever_follows_misses_nothing_before_the_first_message(
-    world: World, log: EventLog, lines: Callable[[str], bool]
+    world: World, log: EventLog, lines: list[dict[str, Any]]
 ) -> None:
     await publish(world, 3)
     broker = await world.broker()
@@ -150,7 +143,7 @@ async def test_whoever_follows_misses_nothing_before_the_first_message(
                 found.append(entry.envelope.id)
 
     following = asyncio.create_task(follow())
-    await until(lambda: lines("consuming"))
+    await until(lambda: any(line["event"] == "consuming" for line in lines))
     cut(log)
     published = [await broker.publish(weighed(number)) for number in range(20)]
     await until(lambda: len(found) >= len(published))

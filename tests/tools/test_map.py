@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -167,6 +168,20 @@ def test_html_without_a_file_says_so(words: list[str]) -> None:
     ended = CliRunner().invoke(app, ["map", "--code", *words])
     assert ended.exit_code == 2
     assert "requires an argument" in ended.output or "'--code' is an option. Which file?" in ended.output
+
+
+@pytest.mark.parametrize("words", [["--html", "-"], ["--mermaid"]])
+def test_one_form_of_output_at_a_time(words: list[str]) -> None:
+    ended = CliRunner().invoke(app, ["map", "--code", "--json", *words])
+    assert ended.exit_code == 2
+    assert f"{words[0]} and --json: one form of output at a time." in " ".join(ended.output.replace("│", " ").split())
+
+
+def test_json_is_the_map_alone() -> None:
+    printed = CliRunner().invoke(app, ["map", "--code", "--json", "--from", "services"])
+    found = json.loads(printed.output)
+    assert "New Order Placed" in {event["name"] for event in found["events"]}
+    assert "packing" in {service["name"] for service in found["services"]}
 
 
 def test_html_is_printed_or_written(tmp_path: Path) -> None:

@@ -166,9 +166,11 @@ def test_hostile_names_in_a_list_command_no_terminal(
         (["--html"], "requires an argument"),
         (["--html", "--json", str(FIRST)], "'--json' is an option. Which file?"),
         (["--html", str(FIRST)], "is the FILE of --html: name that, too."),
+        (["--html", "story.html", "--json", str(FIRST)], "--html and --json: one form of output at a time."),
+        (["--mermaid", "--json", str(FIRST)], "--mermaid and --json: one form of output at a time."),
     ],
 )
-def test_html_without_a_file_says_so(words: list[str], said: str) -> None:
+def test_forms_of_output_that_do_not_fit(words: list[str], said: str) -> None:
     ended = CliRunner().invoke(app, ["story", *words])
     assert ended.exit_code == 2
     assert said in " ".join(ended.output.split())
