@@ -73,6 +73,7 @@ soak: $(READY)
 	@$(BIN)/python -m tests.soak
 
 exactly-once: $(READY)
+	$(BIN)/pytest -m full tests/sql
 	@$(BIN)/python -m tests.exactly_once
 
 check: $(READY)

@@ -67,7 +67,7 @@ def latency(bench: Bench) -> None:
 
 
 def fan_out(bench: Bench) -> None:
-    """Five subscribers of each event; and what 1 to 50 of them cost the publisher."""
+    """Five subscribers of each event; what 1 to 50 of them cost the publisher, and what is delivered to them."""
     five = [f"bench{n}" for n in range(5)]
     bench.delete("bench")
     bench.declare(*five)
@@ -83,6 +83,12 @@ def fan_out(bench: Bench) -> None:
         for _ in range(bench.rounds):
             bench.measure("subscribers", "ours", "publish_many", queues, count=bench.some(2000))
         bench.check(bench.rounds * bench.some(2000), names)
+        for name in turns(bench, ("ours", "faststream")):
+            bench.empty(*names)
+            count = bench.some(10_000) // queues  # as many deliveries to few as to many
+            bench.fill(name, count, queues=names)
+            bench.measure("deliveries", name, "consume", queues, count=count, queues=names)
+            bench.check(0, names)
         bench.delete(*names)
     bench.declare("bench")
 
@@ -110,9 +116,7 @@ def growth(bench: Bench) -> None:
 def bodies(bench: Bench) -> None:
     """Events of 0.3 kB to 1 MB."""
     for size in (0, 1_000, 10_000, 100_000, 1_000_000):
-        for name in ("ours", "faststream", "limit"):
-            if name not in bench.contenders:
-                continue
+        for name in turns(bench, ("ours", "faststream", "limit")):
             count = max(20, min(bench.some(3000), int(40_000_000 * min(bench.scale, 2) / (size + 600))))
             message = bench.message("ours", size) if name == "limit" else {}
             do = "publish_many" if name == "ours" else "publish"
@@ -161,7 +165,7 @@ def log(bench: Bench) -> None:
 
 def processes(bench: Bench) -> None:
     """One, two and four processes of one service."""
-    for count in (1, 2, 4):
+    for count in (1, 2, 4) * bench.rounds:
         each = bench.some(8000) // count
         bench.fill("ours", each * count)
         children = [bench.start("ours", "consume_share") for _ in range(count)]

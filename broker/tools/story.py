@@ -48,12 +48,14 @@ class Subscriptions:
         patterns: what each service's queue is bound by.
         silent: queues of others, bound as well: nothing is recorded of them.
         with_dead: services that have dead letters now; None: nobody knows.
+        silence: why the management API did not say, if it did not.
     """
 
     origin: str = ""
     patterns: Mapping[str, Sequence[str]] = field(default_factory=dict)
     silent: frozenset[str] = frozenset()
     with_dead: frozenset[str] | None = None
+    silence: str = ""
 
     def of(self, key: str) -> list[str]:
         """The services, and queues of others, that get an event with this key."""
@@ -573,8 +575,11 @@ def _notes(found: Found, steps: Iterable[Step], expected: Subscriptions) -> Iter
     if any(step.moved or any(a.moved for d in step.deliveries for a in d.attempts) for step in steps):
         yield "The clocks of its hosts differ: times marked ~ were moved behind their cause."
     if expected.origin == FROM_CODE:
-        yield "Who should have handled it is what the code here says: the management API did not."
+        yield f"Who should have handled it is what the code here says: the management API did not. {expected.silence}"
     if not expected.origin:
-        yield "Who else has subscribed is not known: neither the management API nor the code could be asked."
+        yield (
+            "Who else has subscribed is not known: neither the management API nor the code could be asked. "
+            f"{expected.silence}"
+        )
     if found.ended:
         yield found.ended

@@ -355,13 +355,18 @@ class Reader:
                 return await bound(management, self._settings)
         except ContractError:  # its address is none
             raise
-        except (BrokerError, ValidationError, TimeoutError):
-            pass
+        except TimeoutError:
+            silence = f"It gave no answer within {PATIENCE:g} s."
+        except ValidationError:
+            silence = "Its answer could not be read."
+        except BrokerError as error:
+            silence = str(error)
         try:
             services = find_services(self._modules)
         except BrokerError:
-            return Subscriptions()
-        return Subscriptions(FROM_CODE, {it.name: tuple(it.handlers.bindings) for it in services if it.subscribes})
+            return Subscriptions(silence=silence)
+        patterns = {it.name: tuple(it.handlers.bindings) for it in services if it.subscribes}
+        return Subscriptions(FROM_CODE, patterns, silence=silence)
 
     async def _told_of(self, found: Found) -> Story:
         """The story; if something is open, with how the services stand."""

@@ -199,7 +199,7 @@ async def test_the_command_says_since_when_before_what_the_service_declares(coin
     for process in (watching, plain):
         await process.logged("backfill ended")
     await coins.toss(20)
-    await until(lambda: coins.plain() and len(coins.latencies(0, time())) > 20, 30)
+    await until(lambda: coins.plain() and len(coins.latencies(0, time())) > 20)
     assert coins.plain() == Counter([20]), "the command's time, before which everything lies"
     assert len(coins.latencies(0, time())) == 21
     assert watching.lines("backfilled")[0]["events"] == 20
@@ -258,7 +258,7 @@ async def test_whenever_it_is_killed_it_goes_on_where_it_was(coins: Coins, event
     async def ended() -> bool:
         return not await coins.left("plain.backfill", "stored.backfill")
 
-    await until(ended, 30, every=0.2)
+    await until(ended, every=0.2)
     resumed = [line for process in started for line in process.lines("backfilling") if line.get("resumed")]
     assert len(resumed) >= kills // 2 - 1, "most kills interrupted a backfill"
     assert set(coins.plain()) <= {*everything, published}, "nothing but what was published"
@@ -287,7 +287,7 @@ async def test_who_waits_goes_on_when_the_first_is_killed_and_stops_when_told(co
 
     first.kill()
     coins.open()
-    await until(lambda: coins.plain().total() >= 20, 30, every=0.001)
+    await until(lambda: coins.plain().total() >= 20, every=0.001)
     second.signal(signal.SIGTERM)
     assert await second.ended() == 0
     assert second.lines()[-1]["event"] == "stopped"
@@ -360,7 +360,7 @@ async def test_under_load_there_is_no_gap_and_no_double(coins: Coins, name: str,
                 await asyncio.sleep(0.01)
 
     living = asyncio.create_task(live())
-    await until(lambda: published > events + 2 * rate, 30)
+    await until(lambda: published > events + 2 * rate)
     began = time()
     process = coins.start(name)
     await process.logged("backfilling")

@@ -65,7 +65,7 @@ class Shop:
         await process.logged("started")
         async with Broker(self.url, source="scales") as scales:
             await scales.publish_many([CartonWeighed(number=number) for number in numbers])
-        await until(lambda: len(process.lines("dead")) + len(process.lines("retrying")) == len(numbers), 20)
+        await until(lambda: len(process.lines("dead")) + len(process.lines("retrying")) == len(numbers))
         process.signal(signal.SIGTERM)
         assert await process.ended() == 0
 
@@ -178,7 +178,7 @@ async def test_status_on_one_screen_ends_with_the_next_command(shop: Shop, start
         status = await shop.run("status")
         return status if "1 × 1h" in status.out and "nobody consumes its queue" in status.out else None
 
-    status = await until(shown, 20, every=0.2)
+    status = await until(shown, every=0.2)
     assert "Reject: carton 2 is stolen" in status.out
     assert status.out.splitlines()[-1] == "broker run sorting"
     start(BROKER, "run", "sorting", url=shop.url, folder=shop.folder)
@@ -187,7 +187,7 @@ async def test_status_on_one_screen_ends_with_the_next_command(shop: Shop, start
         found = (await shop.run("status", "sorting", "--json")).json
         return bool(found["services"][0]["consumers"] == 1 and found["next"] == "broker dead show sorting")
 
-    await until(consumed, 30, every=0.2)
+    await until(consumed, every=0.2)
     assert (await shop.run("status", "sortin")).code == 2
 
 
@@ -210,9 +210,9 @@ async def test_discarding_asks_a_person_and_takes_no_for_an_answer(shop: Shop, a
         return b"Delete 1 dead letters of sorting for good? [y/N]" in said
 
     try:
-        await until(asked, 30)
+        await until(asked)
         os.write(ours, answer)
-        await until(lambda: process.poll() is not None, 30)
+        await until(lambda: process.poll() is not None)
     finally:
         process.kill()
         process.wait()
@@ -240,9 +240,9 @@ async def test_watching_redraws_and_ends_with_ctrl_c(shop: Shop) -> None:
         return said.count(b"broker run sorting") >= 2
 
     try:
-        await until(redrawn, 30)
+        await until(redrawn)
         process.send_signal(signal.SIGINT)
-        await until(lambda: process.poll() is not None, 10)
+        await until(lambda: process.poll() is not None)
     finally:
         process.kill()
         process.wait()

@@ -196,7 +196,7 @@ async def test_prune_deletes_what_is_empty_and_nothing_else(mill: Mill, monkeypa
     async def counted() -> list[Finding]:
         return about(await mill.findings(), "old-full", "1 event")
 
-    await until(counted, timeout=10, every=0.3)
+    await until(counted, every=0.3)
     found = await mill.findings()
     for name in ("old-empty", "weighing.retry.7s", "parcel.lost"):
         assert about(found, name, "broker doctor --prune"), name
@@ -240,11 +240,11 @@ async def test_prune_lists_and_asks_a_person_and_takes_no_for_an_answer(
         return words in said
 
     try:
-        await until(lambda: heard(b"Remove them? [y/N]"), 30)
+        await until(lambda: heard(b"Remove them? [y/N]"))
         assert b"'old.dead'" in said
         assert await mill.queues() == before  # nothing is done before the answer
         os.write(ours, answer)
-        await until(lambda: (heard(b""), process.poll() is not None)[1], 30)
+        await until(lambda: (heard(b""), process.poll() is not None)[1])
     finally:
         process.kill()
         process.wait()

@@ -93,6 +93,6 @@ async def test_the_user_of_a_running_service_is_looked_at_too(
         found = await told(vhost_url, server.api_url)
         return [it for it in found if (urlsplit(url).username or "") in it.what]
 
-    (it,) = await until(noted, 20, every=0.2)
+    (it,) = await until(noted, every=0.2)
     assert "may write anywhere" in it.what
     assert "weighing" in it.what

@@ -79,7 +79,7 @@ async def recorded(server: Server, url: str) -> None:
         async def bound() -> bool:
             return any(it.source == Settings().handlings_exchange for it in await management.bindings())
 
-        await until(bound, 30)
+        await until(bound)
 
 
 async def test_it_shows_the_arguments_and_bindings_of_the_documentation(

@@ -175,7 +175,7 @@ async def test_what_stands_on_rabbitmq_is_laid_over_the_code(
         found: dict[str, Any] = shown.json
         return None if "no consumer" in {each["kind"] for each in found["drift"]} else found
 
-    found = await until(agreed, timeout=20, every=0.5)  # RabbitMQ tells of consumers every five seconds
+    found = await until(agreed, every=0.5)  # RabbitMQ tells of consumers every five seconds
     assert {(each["kind"], each["about"]) for each in found["drift"]} == {
         ("stale binding", "sorting"),
         ("foreign queue", "crm-orders"),

@@ -67,7 +67,7 @@ class Command:
             found: dict[str, Any] = ended.json if ended.code == 0 else {}
             return found if found.get("settled") else None
 
-        found: dict[str, Any] = await until(told, 30, every=0.5)
+        found: dict[str, Any] = await until(told, every=0.5)
         return found
 
 
@@ -132,7 +132,7 @@ async def place(world: World) -> tuple[UUID, UUID]:
                 return await orders.place(database, wanted)
             return None
 
-        found = await until(placed, 30, every=0.1)
+        found = await until(placed, every=0.1)
     return found.order_id, found.event_id
 
 
@@ -199,7 +199,7 @@ async def test_a_retry_a_dead_letter_and_a_service_that_does_not_run(
             done = len(found) == 2 and all(len(it["subscribers"]) == 2 for it in found)
             return found if done and found[1]["subscribers"][0]["outcome"] == "dead" else None
 
-        weighing, sending = await until(told, 30, every=0.5)
+        weighing, sending = await until(told, every=0.5)
     assert [(by["service"], by["outcome"]) for it in (weighing, sending) for by in it["subscribers"]] == [
         ("sorting", "handled"),
         ("archive", "waiting"),
@@ -219,7 +219,7 @@ async def test_a_retry_a_dead_letter_and_a_service_that_does_not_run(
         out = (await story(str(event_id), "--html", str(file))).out
         return out if "2 in its queue" in file.read_text() else None  # RabbitMQ's counts are some seconds old
 
-    await until(shown, 30, every=0.5)
+    await until(shown, every=0.5)
     async with opened(file) as chrome:
         assert await arrows(chrome) == [
             ("scales", "Parcel Weighed", "sorting", "retrying"),

@@ -110,7 +110,7 @@ async def write(world: World, note: Note | bytes) -> None:
     """As if a process had noted that, and had been killed."""
     transport = await world.transport("noted", declare=backfill_topology("packing"))
     body = note if isinstance(note, bytes) else note.message("packing").body
-    await transport.publish(Message("packing", "packing.backfill", body), mandatory=True, timeout=5)
+    await transport.publish(Message("packing", "packing.backfill", body), mandatory=True, timeout=30)
 
 
 # -- what is handled -------------------------------------------------------------------------------------------------
@@ -482,7 +482,7 @@ async def test_connections_that_break_cost_nothing(rabbit: World, cut: Callable[
         for breaking in ("backfill.lock", "backfill (consume)", "packing (publish)", "packing"):
             await until(partial(reached, handled, len(handled) + 100), every=0)
             await until(partial(cut, breaking), every=0)  # those it just lost may not be there again yet
-        await until(lambda: standing.problems() == [], 30)
+        await until(lambda: standing.problems() == [])
         await broker.publish(weighed(2000))
         await until(lambda: len(handled) >= 2001)
     assert Counter(handled) == Counter(range(2001))
@@ -502,14 +502,14 @@ async def test_who_lost_the_lock_to_another_lets_it_go_on(rabbit: World, cut: Ca
                 with suppress(ContractError):
                     async with locked(backfill_lock("packing"), rabbit.settings(), refusal="held"):
                         stolen.set()
-                        await until(phase(standing, "waiting"), 20)
+                        await until(phase(standing, "waiting"))
 
         stealing = asyncio.create_task(steal())
         assert cut("backfill.lock") == 1
         await stolen.wait()
         gate.set()  # what it has in hand ends before it waits
         await stealing
-        await until(lambda: standing.problems() == [], 20)
+        await until(lambda: standing.problems() == [])
     assert Counter(handled) == Counter(range(300))
 
 

@@ -70,15 +70,15 @@ async def test_while_rabbitmq_restarts_publishes_wait_and_consumers_resume(node:
             with pytest.raises(NotConfirmed) as caught:
                 await impatient.publish(late)
             assert caught.value.event_id == id_of(late)
-            assert 0.4 < monotonic() - began < 3
+            assert 0.4 < monotonic() - began < 9, "not the 10 s of the default"
 
             waiting = asyncio.create_task(broker.publish_many([weighed(n) for n in range(2, 22)]))
             await asyncio.to_thread(rabbit.start)
             await waiting
-            await until(lambda: len({event.grams for event in packed}) >= 21, 30)
+            await until(lambda: len({event.grams for event in packed}) >= 21)
 
-            assert await until(lambda: tried(impatient, late), 30) == id_of(late)
-            await until(lambda: late in packed, 30)
+            assert await until(lambda: tried(impatient, late)) == id_of(late)
+            await until(lambda: late in packed)
         log = await world.take("events.log", offset="first")
         await until(lambda: len(set(log.bodies)) >= 22)
 
@@ -100,13 +100,13 @@ async def test_a_frozen_rabbitmq_fails_publishes_at_their_deadline_and_not_later
             began = monotonic()
             with pytest.raises(ExceptionGroup) as caught:
                 await broker.publish_many([weighed() for _ in range(50)])
-            assert 0.4 < monotonic() - began < 3
+            assert 0.4 < monotonic() - began < 9, "not the 10 s of the default"
         finally:
             await asyncio.to_thread(rabbit.resume)
         assert {type(error) for error in caught.value.exceptions} == {NotConfirmed}
         assert len({getattr(error, "event_id", None) for error in caught.value.exceptions}) == 50
         event = weighed()
-        assert await until(lambda: tried(broker, event), 30) == id_of(event)
+        assert await until(lambda: tried(broker, event)) == id_of(event)
 
 
 # -- connections ---------------------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ async def test_closed_connections_lose_nothing(
         for purpose in ("scales (publish)", "packing (consume)", "packing (publish)"):
             await close_connections(management, purpose)
         await publishing
-        await until(lambda: len({event.grams for event in packed}) == 300, 20)
+        await until(lambda: len({event.grams for event in packed}) == 300)
     lost = {line["service"] for line in lines if line["event"] == "disconnected"}
     assert lost == {"scales", "packing"}
 

@@ -197,7 +197,7 @@ async def test_a_connection_that_breaks_loses_none(rabbit: World, management: Ma
             found = await management.connections()
             return [it.name for it in found if "packing (publish)" in str(it.client_properties)]
 
-        for name in await until(ours, 15):
+        for name in await until(ours):
             await management.close_connection(name)
         await broker.publish(weighed())
         found = await handled(rabbit, 2)

@@ -31,7 +31,7 @@ PACKING = service_topology("packing", ["parcel.*"], "events")
 
 async def publish(transport: Transport, *bodies: bytes, key: str = "parcel.weighed") -> None:
     for body in bodies:
-        await transport.publish(message(body, key=key), mandatory=True, timeout=5)
+        await transport.publish(message(body, key=key), mandatory=True, timeout=30)
 
 
 async def nothing_left(world: World, queue: str) -> None:
@@ -80,7 +80,7 @@ async def test_what_is_published_is_in_every_bound_queue(world: World) -> None:
 async def test_topic_routing(world: World, pattern: str, key: str, routed: bool) -> None:
     transport = await world.transport(declare=service_topology("packing", [pattern], "events"), log=False)
     try:
-        await transport.publish(message(key=key), mandatory=True, timeout=5)
+        await transport.publish(message(key=key), mandatory=True, timeout=30)
     except Unroutable:
         assert not routed
     else:
@@ -99,10 +99,10 @@ async def test_two_bindings_that_match_give_one_message(world: World) -> None:
 async def test_a_services_own_exchange_is_direct(world: World) -> None:
     transport = await world.transport(declare=PACKING)
     for key in ("packing", "packing.dead"):
-        await transport.publish(message(key.encode(), exchange="packing", key=key), mandatory=True, timeout=5)
+        await transport.publish(message(key.encode(), exchange="packing", key=key), mandatory=True, timeout=30)
     for key in ("parcel.weighed", "packing.dead.x", "#"):
         with pytest.raises(Unroutable):
-            await transport.publish(message(exchange="packing", key=key), mandatory=True, timeout=5)
+            await transport.publish(message(exchange="packing", key=key), mandatory=True, timeout=30)
     assert (await taken_of(world, "packing", 1)).bodies == [b"packing"]
     assert (await taken_of(world, "packing.dead", 1)).bodies == [b"packing.dead"]
 
@@ -116,9 +116,9 @@ async def taken_of(world: World, queue: str, count: int) -> Taken:
 async def test_unroutable_is_said_and_the_next_publish_works(world: World) -> None:
     transport = await world.transport(declare=PACKING, log=False)
     with pytest.raises(Unroutable, match="events"):
-        await transport.publish(message(key="van.broke"), mandatory=True, timeout=5)
+        await transport.publish(message(key="van.broke"), mandatory=True, timeout=30)
     await publish(transport, b"next")
-    await transport.publish(message(key="van.broke"), mandatory=False, timeout=5)
+    await transport.publish(message(key="van.broke"), mandatory=False, timeout=30)
     await publish(transport, b"and the next")
     taken = await taken_of(world, "packing", 2)
     assert taken.bodies == [b"next", b"and the next"]
@@ -127,7 +127,7 @@ async def test_unroutable_is_said_and_the_next_publish_works(world: World) -> No
 async def test_an_unroutable_publish_leaves_its_neighbours_alone(world: World) -> None:
     transport = await world.transport(declare=PACKING, log=False)
     keys = ["parcel.sent", "van.broke"] * 20
-    publishes = [transport.publish(message(key=key), mandatory=True, timeout=5) for key in keys]
+    publishes = [transport.publish(message(key=key), mandatory=True, timeout=30) for key in keys]
     results = await asyncio.gather(*publishes, return_exceptions=True)
     assert [type(result) for result in results] == [type(None), Unroutable] * 20
     assert len(await taken_of(world, "packing", 20)) == 20
@@ -147,7 +147,7 @@ async def test_a_message_arrives_as_it_was_published(world: World) -> None:
         headers={"text": "ä", "number": -(2**40), "yes": True, "none": None, "at": at, "half": 0.5, "empty": ""},
     )
     transport = await world.transport(declare=PACKING)
-    await transport.publish(sent, mandatory=True, timeout=5)
+    await transport.publish(sent, mandatory=True, timeout=30)
     taken = await taken_of(world, "packing", 1)
     assert taken[0].message == sent
     assert not taken[0].redelivered
@@ -203,7 +203,7 @@ async def test_what_was_rejected_is_dead_and_untouched(world: World) -> None:
         app_id="scales",
         timestamp=datetime(2026, 7, 1, tzinfo=UTC),
     )
-    await transport.publish(sent, mandatory=True, timeout=5)
+    await transport.publish(sent, mandatory=True, timeout=30)
     taken = await world.take("packing", by=transport)
     await taken.reach(1)
     await taken[0].reject()
@@ -412,7 +412,7 @@ async def test_what_waits_for_a_retry_may_be_looked_at_without_end(world: World)
     delay = Delay.parse("1h")
     transport = await world.transport(declare=PACKING | retry_topology("packing", delay))
     waiting = retry_queue("packing", delay)
-    await transport.publish(message(b"1", exchange="packing", key=waiting), mandatory=True, timeout=5)
+    await transport.publish(message(b"1", exchange="packing", key=waiting), mandatory=True, timeout=30)
     looked = await world.take(waiting, by=transport)
     for count in range(1, 41):
         await looked.reach(count)
@@ -446,7 +446,7 @@ async def test_counting_what_is_ready(world: World) -> None:
 
 async def test_dead_letters_may_be_looked_at_without_end(world: World) -> None:
     transport = await world.transport(declare=PACKING)
-    await transport.publish(message(b"1", exchange="packing", key="packing.dead"), mandatory=True, timeout=5)
+    await transport.publish(message(b"1", exchange="packing", key="packing.dead"), mandatory=True, timeout=30)
     looked = await world.take("packing.dead", by=transport)
     for count in range(1, 41):
         await looked.reach(count)
@@ -463,7 +463,7 @@ async def test_a_retry_queue_gives_back_after_its_delay(world: World) -> None:
     taken = await world.take("packing", by=transport)
     copy = message(b"1", exchange="packing", key=retry_queue("packing", delay), headers={"broker-attempt": 1})
     began = world.now
-    await transport.publish(copy, mandatory=True, timeout=5)
+    await transport.publish(copy, mandatory=True, timeout=30)
     await taken.reach(1)
     assert world.now - began >= delay.seconds
     back = taken[0].message
@@ -479,14 +479,14 @@ async def test_delays_do_not_hold_each_other_up(world: World) -> None:
     taken = await world.take("packing", by=transport)
     for delay, body in ((long, b"long"), (short, b"short")):
         copy = message(body, exchange="packing", key=retry_queue("packing", delay))
-        await transport.publish(copy, mandatory=True, timeout=5)
+        await transport.publish(copy, mandatory=True, timeout=30)
     await taken.reach(1)
     assert taken.bodies == [b"short"]
 
 
 async def test_until_trusted_returns(world: World) -> None:
     transport = await world.transport(declare=PACKING)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await transport.until_trusted(dead_queue("packing"))
         await transport.until_trusted("never declared")
 
@@ -560,7 +560,7 @@ async def test_the_log_can_be_followed(world: World) -> None:
 
 async def test_copies_of_a_service_are_not_in_the_log(world: World) -> None:
     transport = await world.transport(declare=PACKING)
-    await transport.publish(message(b"copy", exchange="packing", key="packing.dead"), mandatory=True, timeout=5)
+    await transport.publish(message(b"copy", exchange="packing", key="packing.dead"), mandatory=True, timeout=30)
     await publish(transport, b"event")
     reading = await world.take("events.log", offset="first")
     await until(lambda: len(reading) >= 1)

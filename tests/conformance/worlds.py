@@ -34,9 +34,9 @@ class Taken:
     def __getitem__(self, at: int) -> Delivery:
         return self.deliveries[at]
 
-    async def reach(self, count: int, timeout: float = 10.0) -> None:
+    async def reach(self, count: int) -> None:
         """Wait until there are that many; there must not be more."""
-        await until(lambda: len(self) >= count, timeout)
+        await until(lambda: len(self) >= count)
         assert len(self) == count, self.bodies
 
     @property
@@ -79,7 +79,7 @@ class World:
 
     def settings(self, **changes: Any) -> Settings:
         url = {} if self.url is None else {"url": SecretStr(self.url)}
-        return Settings(**(url | {"publish_timeout": 5.0, "direct": self.direct} | changes))
+        return Settings(**(url | {"publish_timeout": 30.0, "direct": self.direct} | changes))
 
     def unconnected(self, name: str = "test", **settings: Any) -> Transport:
         """A transport that is closed when the test ends."""
@@ -143,4 +143,4 @@ class World:
     async def send(self, message: Message) -> None:
         """Publish a message as it is."""
         transport = await self.transport("sender")
-        await transport.publish(message, mandatory=True, timeout=5)
+        await transport.publish(message, mandatory=True, timeout=30)

@@ -307,7 +307,7 @@ class World:
             found = await self.management.connections()
             return [it.name for it in found if purpose in it.client_properties.get("connection_name", "")]
 
-        names = await until(ours, 20)
+        names = await until(ours)
         for name in names:
             await self.management.close_connection(name)
         return len(names)
@@ -322,7 +322,7 @@ class World:
         async def none_left() -> bool:
             return not await there()
 
-        await until(there, 30, every=0.2)  # it is listed a moment after it was made
+        await until(there, every=0.2)  # it is listed a moment after it was made
         await until(none_left, 90, every=0.5)
 
     async def old_queues(self) -> None:

@@ -99,7 +99,7 @@ async def from_management(chrome: Browser, server: Server) -> None:
         async def dead() -> bool:
             return (await management.queue("order.dead")).ready > 0
 
-        await until(dead, timeout=30, every=0.5)
+        await until(dead, every=0.5)
     await page.set_viewport_size({"width": 1180, "height": 2000})  # its head stays above what is scrolled
     await page.goto(f"{server.management_url}/#/queues/{quote(vhost, safe='')}/order.dead")
     await page.locator("h2", has_text="Get messages").click()

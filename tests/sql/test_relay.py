@@ -23,11 +23,12 @@ from broker.memory import Memory
 from broker.sql import Outgoing, report
 from broker.sql import outbox as taking
 from broker.sql.outbox import Taken
+from broker.sql.relay import Relay
 from broker.sql.tables import outbox
 from broker.transport import Message
 from tests.parcels import ParcelSent, ParcelWeighed, VanBroke, weighed
 from tests.sql.effects import Market, Process, count, counters
-from tests.waiting import until
+from tests.waiting import counted, until
 
 Lines = list[dict[str, Any]]
 
@@ -123,7 +124,7 @@ async def test_two_relays_on_postgresql_share_the_work_and_keep_each_subjects_or
         )
     one, other = market.process(relay(postgresql_url, "one")), market.process(relay(postgresql_url, "other"))
     async with one as first, other as second:
-        await until(lambda: empty(database), 30)
+        await until(lambda: empty(database))
     letters = wire.letters()
     assert len(letters) == readers
     assert all(numbers == list(range(each)) for numbers in letters.values())
@@ -175,8 +176,9 @@ asyncio.run(main())
 
 
 async def test_when_the_process_that_relays_on_sqlite_is_killed_another_takes_over(
-    sqlite_url: str, database: AsyncEngine, market: Market, wire: Wire
+    sqlite_url: str, database: AsyncEngine, market: Market, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    looked = counted(monkeypatch, Relay, "_round")
     holder = await asyncio.create_subprocess_exec(
         sys.executable, "-c", HOLDER, sqlite_url, stdout=asyncio.subprocess.PIPE
     )
@@ -184,7 +186,8 @@ async def test_when_the_process_that_relays_on_sqlite_is_killed_another_takes_ov
     assert await holder.stdout.readline() == b"holding\n"
     async with market.process(relay(sqlite_url)) as process:
         await add(database, [LetterWritten(reader="a", number=0)])
-        await asyncio.sleep(0.3)  # three polls
+        looked.clear()
+        await until(lambda: len(looked) > 3)
         assert wire.sent == []
         assert process.problems() == []
         holder.send_signal(signal.SIGKILL)
@@ -311,7 +314,7 @@ async def test_a_relay_takes_no_more_than_so_many_bytes_and_rows_at_a_time(
     await add(database, [LetterWritten(reader="a", number=5, text="x" * (taking.BYTES_AT_ONCE + 1))])
     await add(database, (LetterWritten(reader="a", number=number) for number in range(6, 1200)))
     async with market.process(relay(database_url)):
-        await until(lambda: empty(database), 30)
+        await until(lambda: empty(database))
     assert wire.letters()["a"] == list(range(1200))
     assert all(rows <= taking.AT_ONCE for rows, _ in batches)
     assert all(size <= taking.BYTES_AT_ONCE or rows == 1 for rows, size in batches)
@@ -337,9 +340,12 @@ async def test_a_service_may_leave_the_relay_to_another(
 ) -> None:
     await add(database, [weighed()])
     async with market.process(relay(database_url), relay=False):
-        await asyncio.sleep(0.3)
+        pass
     assert wire.sent == []
     assert not await empty(database)
+    async with market.process(relay(database_url)):
+        pass
+    assert await empty(database), "one that has a relay publishes what is left before it ends"
 
 
 async def test_postgresql_wakes_the_relay_long_before_it_would_look(
@@ -349,7 +355,7 @@ async def test_postgresql_wakes_the_relay_long_before_it_would_look(
     async with market.process(relay(postgresql_url)):
         for number in range(3):
             await add(database, [LetterWritten(reader="a", number=number)])
-            await until(lambda: empty(database), 5)
+            await until(lambda: empty(database))
 
 
 async def test_on_sqlite_whoever_commits_in_the_process_wakes_the_relay(
@@ -373,16 +379,16 @@ async def test_on_sqlite_whoever_commits_in_the_process_wakes_the_relay(
     async with market.process(service):
         async with AsyncSession(database) as session, session.begin():
             session.add(Outgoing(weighed(1), source="web"))
-        await until(lambda: len(wire.sent) == 1, 20)
+        await until(lambda: len(wire.sent) == 1)
         await asyncio.to_thread(in_a_thread)
-        await until(lambda: len(wire.sent) == 2, 20)
+        await until(lambda: len(wire.sent) == 2)
         async with AsyncSession(database) as session:
             session.add(Outgoing(weighed(3), source="web"))
             await session.flush()
             await session.rollback()
         async with AsyncSession(database) as session, session.begin():
             session.add(Outgoing(VanBroke(van="green"), source="web"))
-        await until(lambda: len(wire.sent) == 5, 20)
+        await until(lambda: len(wire.sent) == 5)
     plain.dispose()
     await database.dispose()
 

@@ -260,7 +260,7 @@ async def test_a_redrive_whose_connection_breaks_says_so_and_loses_nothing(
 
     redriving = asyncio.create_task(mover.redrive(["packing.dead"]))
     await until(lambda: mover.outcome.moved > 3)
-    await until(cut, timeout=20)
+    await until(cut)
     with pytest.raises(ConnectionFailed, match="Nothing is lost"):
         await redriving
     assert {*await ids_in(world, "packing"), *await ids_in(world, "packing.dead")} == set(sent)

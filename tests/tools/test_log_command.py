@@ -103,7 +103,7 @@ async def test_a_truncated_log_says_since_when_it_reaches(
             span = await log.span()
             return span if span.first > 500 else None
 
-        span = await until(truncated, 20)
+        span = await until(truncated)
         oldest = await log.time_at(span.first)
     assert oldest is not None
     reaches = f"The log reaches back to {oldest.astimezone():%Y-%m-%d %H:%M:%S}: what was before is truncated."

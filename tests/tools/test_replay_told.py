@@ -87,7 +87,7 @@ async def test_progress_and_what_is_no_event_are_told(
     transport = await world.transport(declare=shared_topology(world.settings()))
     await transport.declare(service_topology("packing", ["parcel.*"], "events"))
     for lying in (parcel(), message(b"no event"), message(b"none", key="van.broke"), message(b"[1]"), parcel()):
-        await transport.publish(lying, mandatory=False, timeout=5)
+        await transport.publish(lying, mandatory=False, timeout=30)
     asked = ["replay", "packing", "--offset", "0", "--from", "tests.parcels", *words]
     ended = await asyncio.to_thread(CliRunner().invoke, app, asked)
     assert ended.exit_code == 0, ended.output

@@ -83,18 +83,18 @@ async def test_a_service_that_nobody_runs(world: World, management: Management) 
     delay = Delay.parse("1h")
     transport = await world.transport(declare=PACKING | retry_topology("packing", delay))
     waiting = retry_queue("packing", delay)
-    await transport.publish(message(key="parcel.weighed"), mandatory=True, timeout=5)
+    await transport.publish(message(key="parcel.weighed"), mandatory=True, timeout=30)
     for error in (ValueError("no tape"), ValueError("no tape"), KeyError("x")):
         failure = Failure("packing", "pack", error, 1, "parcel.weighed", NOW)
         for queue in ("packing.dead", waiting):
-            await transport.publish(copy(message(), failure, queue), mandatory=True, timeout=5)
+            await transport.publish(copy(message(), failure, queue), mandatory=True, timeout=30)
 
     async def counted() -> ServiceStatus | None:
         (found,) = (await read_status(management)).services
         counted = (found.ready, found.dead, len(found.waiting)) == (1, 3, 1)
         return found if counted and found.oldest and found.oldest < timedelta(minutes=3) else None
 
-    found = await until(counted, timeout=30)
+    found = await until(counted)
     assert (found.service, found.consumers, found.paused) == ("packing", 0, None)
     assert (found.error, found.error_count) == ("ValueError: no tape", 2)
     assert found.waiting == (Waiting(delay, 3, NOW + timedelta(hours=1)),)
@@ -123,7 +123,7 @@ async def test_a_paused_service_says_until_when_and_why(world: World, management
             (found,) = (await read_status(management, "packing")).services
             return found.paused
 
-        told = await until(paused, timeout=20)
+        told = await until(paused)
     assert told.startswith("until ")
     assert "ConnectionError: the database is down" in told
 
@@ -146,10 +146,10 @@ async def test_a_service_resumed_is_no_longer_called_paused(world: World, manage
     broker = await world.broker("scales")
     async with world.serve(service, pause_window=3, pause_seconds=0.5):
         await broker.publish_many([weighed(n) for n in range(6)])
-        await until(paused, timeout=20)
+        await until(paused)
         well.set()
         await broker.publish(weighed())
-        await until(resumed, timeout=20)
+        await until(resumed)
 
 
 async def test_what_rabbitmq_moved_by_itself_is_named(world: World, management: Management) -> None:
@@ -166,7 +166,7 @@ async def test_what_rabbitmq_moved_by_itself_is_named(world: World, management: 
             (found,) = (await read_status(management)).services
             return (found.error, found.error_count) == ("Malformed", 1)
 
-        await until(named, timeout=20)
+        await until(named)
 
 
 async def test_an_unfinished_backfill_says_how_far_it_is(world: World, management: Management) -> None:
@@ -177,16 +177,16 @@ async def test_an_unfinished_backfill_says_how_far_it_is(world: World, managemen
         (it,) = (await read_status(management)).services
         return it if it.backfill == Backfilling(done, of, running) else None
 
-    await until(lambda: found(0, None, running=False), timeout=30)
-    await transport.publish(note.message("packing"), mandatory=True, timeout=5)
-    await until(lambda: found(1500, None, running=False), timeout=30)
-    await transport.publish(note.but(next=2600, end=5100).message("packing"), mandatory=True, timeout=5)
-    unfinished = await until(lambda: found(2500, 5000, running=False), timeout=30)
+    await until(lambda: found(0, None, running=False))
+    await transport.publish(note.message("packing"), mandatory=True, timeout=30)
+    await until(lambda: found(1500, None, running=False))
+    await transport.publish(note.but(next=2600, end=5100).message("packing"), mandatory=True, timeout=30)
+    unfinished = await until(lambda: found(2500, 5000, running=False))
     assert unfinished.stopped
     assert unfinished.as_json()["backfill"] == {"done": 2500, "of": 5000, "running": False}
     assert str(unfinished.backfill) == "2,500 of 5,000"
     async with locked(backfill_lock("packing"), world.settings(), refusal="held"):
-        assert not (await until(lambda: found(2500, 5000, running=True), timeout=30)).stopped
+        assert not (await until(lambda: found(2500, 5000, running=True))).stopped
 
 
 async def test_a_service_that_is_not_there_is_named_with_the_near_miss(world: World, management: Management) -> None:

@@ -249,7 +249,7 @@ async def test_a_story_among_others(world: World, reader: Reader, management: Ma
     await broker.publish_many(weighed() for _ in range(1500))
     story = await broker.publish(weighed(7))
     await broker.publish(ParcelSent(parcel_id=uuid4()), correlation_id=story)
-    await transport.publish(handlings(about(story, story)), mandatory=False, timeout=5)
+    await transport.publish(handlings(about(story, story)), mandatory=False, timeout=30)
     await broker.publish_many(weighed() for _ in range(1500))
     told = await reader.story(story)
     assert [(step.name, [it.service for it in step.deliveries]) for step in told.steps] == [
@@ -270,7 +270,7 @@ async def test_a_log_of_foreign_and_hostile_messages(world: World, reader: Reade
         Message("events.handled", "x", b"[]", "application/json"),
         message(b"{}", headers={"ce-id": "x", "ce-type": "A", "ce-source": "b", "ce-specversion": "2"}),
     ):
-        await transport.publish(it, mandatory=False, timeout=5)
+        await transport.publish(it, mandatory=False, timeout=30)
     story = await broker.publish(weighed())
     assert [step.id for step in (await reader.story(story)).steps] == [story]
 
@@ -384,7 +384,7 @@ async def test_without_the_management_api_the_code_says_who_has_subscribed(world
     story = await broker.publish(weighed())
     transport = await world.transport()
     placed = cloud_event(uuid4(), type="New Order Placed", correlationid=str(story))
-    await transport.publish(message(placed, key="order.placed"), mandatory=False, timeout=5)
+    await transport.publish(message(placed, key="order.placed"), mandatory=False, timeout=30)
     told = await Reader(settings, ["services"]).story(story)
     assert told.expected == "the code"
     assert sorted(it.service for it in told.steps[1].deliveries) == ["crm", "packing", "reporting"]
@@ -427,4 +427,4 @@ async def test_how_the_services_stand_is_asked_for_what_is_open(world: World, re
         (packing,) = (await reader.story(story)).steps[0].deliveries
         return packing.note if "queue" in packing.note else None
 
-    assert await until(note, 30, every=0.5) == "1 in its queue, no consumer"
+    assert await until(note, every=0.5) == "1 in its queue, no consumer"

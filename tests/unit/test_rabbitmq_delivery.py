@@ -11,6 +11,7 @@ import pytest
 from aiormq.exceptions import ChannelInvalidStateError
 
 from broker.rabbitmq.plain import PlainDelivery
+from tests.waiting import counted, until
 
 
 class Channel:
@@ -56,16 +57,18 @@ async def test_settling_ends_when_the_connection_does(settle: Callable[[PlainDel
     settling = asyncio.create_task(settle(delivery(channel)))
     await asyncio.sleep(0)
     channel.is_closed = True
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(30):
         await settling
     assert channel.sent == []
 
 
 @pytest.mark.parametrize("settle", WAYS)
-async def test_settling_waits_for_room(settle: Callable[[PlainDelivery], Any]) -> None:
+async def test_settling_waits_for_room(settle: Callable[[PlainDelivery], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     channel = Channel()
+    tries = counted(monkeypatch, channel, "_put")
     settling = asyncio.create_task(settle(delivery(channel)))
-    asyncio.get_running_loop().call_later(1.5, channel.room.set)
-    async with asyncio.timeout(5):
+    await until(lambda: len(tries) == 2)
+    channel.room.set()
+    async with asyncio.timeout(30):
         await settling
     assert len(channel.sent) == 1
