@@ -202,7 +202,8 @@ async def test_another_process_that_writes_the_file_all_the_time_stops_nobody(
     writer = await asyncio.create_subprocess_exec(sys.executable, "-c", WRITER, path, stdout=asyncio.subprocess.PIPE)
     assert writer.stdout is not None
     await writer.stdout.readline()
-    async with Harness(counting(sqlite_url, []), settings=settings(concurrency=4)) as shop:
+    made = settings(concurrency=4, connect_timeout=60)  # to switch to WAL, it has to meet one of the writer's pauses
+    async with Harness(counting(sqlite_url, []), settings=made) as shop:
         for number in range(10):
             await shop.publish(weighed(number))
         await shop.settled(30)
