@@ -27,7 +27,7 @@ from sqlalchemy.engine import URL, ExceptionContext, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random, wait_random_exponential
 
 from broker.errors import ContractError, DatabaseUnusable
 from broker.sql import tables
@@ -355,7 +355,7 @@ async def _check(store: Store, timeout: float, create: bool) -> None:
     retrying = AsyncRetrying(
         retry=retry_if_exception_type(_NotYet),
         stop=stop_after_delay(timeout),
-        wait=wait_random_exponential(multiplier=0.1, max=2),
+        wait=wait_random(0, 0.1) if store.sqlite else wait_random_exponential(multiplier=0.1, max=2),
         reraise=True,
     )
     try:
@@ -378,7 +378,8 @@ class _NotYet(Exception):
 async def _check_once(store: Store, create: bool) -> None:
     try:
         if store.sqlite:
-            async with store.engine.connect() as connection:  # it stays so: else nobody commits while anybody reads
+            # It stays so: else nobody commits while anybody reads. SQLite does not wait for writers here: try often.
+            async with store.engine.connect() as connection:
                 await _directly(connection, "PRAGMA journal_mode=WAL")
         if create:
             async with store.committing() as connection:
