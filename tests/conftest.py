@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import uuid
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
@@ -41,7 +42,10 @@ class OnUvloop:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Do as the options say."""
+    """Do as the options say. Coverage is of the processes that run tests: those that they start would be slower."""
+    if hasattr(config, "workerinput"):
+        for name in [name for name in os.environ if name.startswith("COVERAGE_PROCESS_")]:
+            del os.environ[name]
     if config.getoption("--uvloop"):
         config.pluginmanager.register(OnUvloop())
 
