@@ -190,7 +190,7 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 CURVES: dict[str, tuple[str, str, str]] = {
     "subscribers": ("subscribers", "cpu", "publisher's CPU, µs an event"),
-    "deliveries": ("subscribers", "rate", "deliveries/s, to all of them"),
+    "deliveries": ("subscribers", "rate", "deliveries/s, with their start"),
     "bindings": ("bindings of the queue", "cpu", "publisher's CPU, µs an event"),
     "patterns": ("patterns in one service", "cpu", "subscriber's CPU, µs an event"),
     "bodies": ("bytes added to the event", "rate", "published, events/s"),

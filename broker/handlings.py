@@ -168,8 +168,10 @@ class Recorder:
 def written(handling: Noted, alike: str) -> str:
     """A handling as it stands in the event log; ``alike`` is what `common` makes of its last part."""
     event_id, story, began, took, _ = handling
+    text = str(event_id)
+    begun_by = text if story == event_id else str(story)
     return (
-        f'{{"event_id":"{event_id}","correlation_id":"{story}",{alike},'
+        f'{{"event_id":"{text}","correlation_id":"{begun_by}",{alike},'
         f'"started_us":{began},"took_us":{int(took * 1e6)}}}'
     )
 
