@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from broker import Broker, BrokerError, NotConfirmed, PublishFailed, Settings, TooLarge
 from broker.envelope import Story, encode
 from tests.faults.numbers import NumberDrawn, id_of_number
+from tests.faults.proxy import Proxy
 from tests.faults.told import Handling, Publishing, Record
 from tests.faults.world import World
 
@@ -116,11 +117,17 @@ async def test_confirms_late(world: World) -> None:
     await world.begin()
     failures: dict[int, BrokerError] = {}
     with world.fault():
-        for deadline in (0.001, 0.005, 0.02, 0.05):
-            settings = Settings(url=SecretStr(world.url), publish_timeout=deadline)
-            async with Broker(source="test", settings=settings) as broker:
-                first = 1_000_000 + int(deadline * 1_000_000)
-                failures |= await publish(world, broker, map(_event, range(first, first + 400)))
+        async with Proxy(world.url) as proxy:
+            for deadline in (0.001, 0.005, 0.02, 0.05):
+                settings = Settings(url=SecretStr(proxy.url), publish_timeout=deadline)
+                async with Broker(source="test", settings=settings) as broker:
+                    first = 1_000_000 + int(deadline * 1_000_000)
+                    failures |= await publish(world, broker, map(_event, range(first, first + 400)))
+                    proxy.stall(up=False)
+                    late = await publish(world, broker, map(_event, range(first + 400, first + 800)))
+                    assert len(late) == 400
+                    failures |= late
+                    proxy.resume()
         async with Broker(world.url, source="test") as broker:
             assert not await publish(world, broker, map(_event, failures))
     assert {type(error) for error in failures.values()} == {NotConfirmed}
