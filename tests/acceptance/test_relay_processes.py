@@ -122,14 +122,21 @@ async def posters(
 IN_ORDER = {wall: list(range(EACH)) for wall in range(WALLS)}
 
 
+@asynccontextmanager
+async def at_work(posters: Posters, url: str, *, arrived: int) -> AsyncIterator[tuple[Proxy, Process]]:
+    """A relay in the middle of its work, and what slows its way to RabbitMQ; so many events have arrived."""
+    async with Proxy(url) as proxy:
+        relay = await posters.relay(proxy.url)
+        proxy.slow(rate=SLOWLY, latency=0)
+        await posters.hang()
+        await until(lambda: len(posters.arrived) >= arrived, PATIENCE)
+        yield proxy, relay
+
+
 async def test_when_a_relay_is_killed_another_publishes_the_rest_and_again_only_what_was_in_its_hands(
     posters: Posters, vhost_url: str
 ) -> None:
-    async with Proxy(vhost_url) as proxy:
-        killed = await posters.relay(proxy.url)
-        proxy.slow(rate=SLOWLY, latency=0)
-        await posters.hang()
-        await until(lambda: len(posters.arrived) >= MORE_THAN_A_BATCH, PATIENCE)
+    async with at_work(posters, vhost_url, arrived=MORE_THAN_A_BATCH) as (_, killed):
         killed.kill()
     left = await posters.waiting()
     assert 0 < len(left) < EVENTS, "it died in the middle"
@@ -143,11 +150,7 @@ async def test_when_a_relay_is_killed_another_publishes_the_rest_and_again_only_
 
 
 async def test_a_relay_that_is_told_to_stop_leaves_nothing_half_done(posters: Posters, vhost_url: str) -> None:
-    async with Proxy(vhost_url) as proxy:
-        stopped = await posters.relay(proxy.url)
-        proxy.slow(rate=SLOWLY, latency=0)
-        await posters.hang()
-        await until(lambda: posters.arrived, PATIENCE)
+    async with at_work(posters, vhost_url, arrived=1) as (proxy, stopped):
         stopped.signal(signal.SIGTERM)
         await stopped.logged("stopping")
         assert len(posters.arrived) < EVENTS, "it was told so in the middle"
@@ -167,11 +170,7 @@ async def test_a_relay_that_is_told_to_stop_leaves_nothing_half_done(posters: Po
 async def test_a_relay_that_is_told_to_stop_does_not_wait_for_a_rabbitmq_that_is_silent(
     posters: Posters, vhost_url: str
 ) -> None:
-    async with Proxy(vhost_url) as proxy:
-        stopped = await posters.relay(proxy.url)
-        proxy.slow(rate=SLOWLY, latency=0)
-        await posters.hang()
-        await until(lambda: posters.arrived, PATIENCE)
+    async with at_work(posters, vhost_url, arrived=1) as (proxy, stopped):
         proxy.stall()
         stopped.signal(signal.SIGTERM)
         assert await stopped.ended() == 0

@@ -105,8 +105,7 @@ def _publishing(point: Point) -> None:
 
     async def wrapped(self: RabbitMQ, *args: Any, **named: Any) -> None:
         sending = asyncio.ensure_future(publish(self, *args, **named))
-        for _ in range(5):  # the writer's turn
-            await asyncio.sleep(0)
+        await asyncio.sleep(0)  # what one turn of the loop publishes is written at its end
         try:
             await point()
             await sending
