@@ -34,7 +34,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from broker.sql.database import Store, in_memory, name_of
 from broker.sql.tables import CHANNEL, LANES, lanes, outbox, waiting
 
-AT_ONCE = 1000
+AT_ONCE = 2000
 """Rows taken at a time, at most."""
 BYTES_AT_ONCE = 8_000_000
 """Bytes of them, at most, but for a single one that is larger."""
@@ -120,6 +120,7 @@ class PostgresOutbox:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._kept: list[AsyncConnection] = []
 
     @asynccontextmanager
     async def take(self, besides: Sequence[int]) -> AsyncIterator[Taken]:
@@ -127,14 +128,21 @@ class PostgresOutbox:
 
         The transaction that holds them ends with the context.
         """
-        async with self._store.engine.connect() as connection:
-            # whatever else the engine is set to: rows are looked for after their lanes are locked
-            await connection.execution_options(isolation_level="READ COMMITTED")
+        async with AsyncExitStack() as stack:
+            if self._kept:
+                stack.push_async_exit(connection := self._kept.pop())
+            else:
+                connection = await stack.enter_async_context(self._store.engine.connect())
+                # whatever else the engine is set to: rows are looked for after their lanes are locked
+                await connection.execution_options(isolation_level="READ COMMITTED")
+                await connection.run_sync(Connection.detach)  # it is kept, and not one of the pool's any more
             found = [lane for (lane,) in await connection.execute(FREE_LANES, {"besides": besides})]
             some = {"lanes": found, "besides": besides}
             rows = (await connection.execute(OF_LANES, some)).all() if found else []
             yield Taken(self._store, rows, connection)
             await connection.commit()
+            stack.pop_all()
+            self._kept.append(connection)
 
     async def listen(self, wake: Callable[[], None]) -> None:
         """Call back whenever somebody has added something, and after each reconnect."""
@@ -156,8 +164,10 @@ class PostgresOutbox:
             finally:
                 driver.terminate()
 
-    def close(self) -> None:
-        """Nothing is held."""
+    async def close(self) -> None:
+        """Let go of the connections."""
+        while self._kept:
+            await self._kept.pop().close()
 
 
 _turns: WeakKeyDictionary[Engine, asyncio.Lock] = WeakKeyDictionary()
@@ -201,7 +211,7 @@ class SqliteOutbox:
     async def listen(self, wake: Callable[[], None]) -> None:
         """SQLite tells nobody."""
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Let another relay work."""
         if self._lock is not None:
             self._lock.close()

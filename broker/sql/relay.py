@@ -36,7 +36,9 @@ from broker.transport import Message
 POLL = {"sqlite": 0.1, "postgresql": 1.0}
 """Seconds after which it looks by itself. It is woken by commits in its process, and by PostgreSQL."""
 AT_A_TIME = 2
-"""Shares of the outbox that a relay has in hand on PostgreSQL: one is published while the next is read."""
+"""Hands of a relay on PostgreSQL, each with a share of the outbox: one publishes while the other reads."""
+MANY = 10
+"""Rows in one hand from which on the other looks for more meanwhile."""
 LONGEST_PAUSE = 2.0
 """Seconds between tries, at most, while RabbitMQ confirms nothing or the database is away."""
 FAREWELL = 5.0
@@ -93,15 +95,14 @@ class Relay:
         self._broker = broker
         self._log = log.bind()
         self._outbox = SqliteOutbox(store) if store.sqlite else PostgresOutbox(store)
-        self._woken = [asyncio.Event() for _ in range(1 if store.sqlite else AT_A_TIME)]
+        self._woken = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._problems: dict[asyncio.Event, str | None] = {}
+        self._problems: dict[int, str | None] = {}
         self._stuck: dict[int, Stuck] = {}
 
     def wake(self) -> None:
         """There is something to publish."""
-        for woken in self._woken:
-            woken.set()
+        self._woken.set()
 
     async def count(self) -> int:
         """How many events wait to be published."""
@@ -115,7 +116,7 @@ class Relay:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """At work for as long as the context lasts; at its end what is left is published, if RabbitMQ takes it soon."""
-        publishing = [asyncio.create_task(self._run(woken)) for woken in self._woken]
+        publishing = [asyncio.create_task(self._run(hand)) for hand in range(1 if self._store.sqlite else AT_A_TIME)]
         listening = asyncio.create_task(self._outbox.listen(self.wake))
         if self._store.sqlite:
             _running[self] = asyncio.get_running_loop()
@@ -130,12 +131,12 @@ class Relay:
             for task in publishing:
                 task.cancel()
             await asyncio.gather(*publishing, listening, return_exceptions=True)
-            self._outbox.close()
+            await self._outbox.close()
 
-    async def _run(self, woken: asyncio.Event) -> None:
+    async def _run(self, hand: int) -> None:
         poll, pause = POLL["sqlite" if self._store.sqlite else "postgresql"], 0.0
         while True:
-            woken.clear()
+            self._woken.clear()
             problem, moved = None, False
             try:
                 moved = await self._round()
@@ -145,8 +146,9 @@ class Relay:
                 problem = f"the outbox in {self._store.name} cannot be read: {in_words(error)}"
                 if meaning_of(error) is Meaning.FAILED:
                     self._log.exception("unexpected", error=str(error))
-            self._note(woken, problem or self._waiting())
+            self._note(hand, problem or self._waiting())
             if self._stopping.is_set() and not moved:
+                self._woken.set()  # for the other hand, if there is one
                 return
             if problem is not None:
                 pause = min(2 * pause + 0.1, LONGEST_PAUSE)
@@ -154,11 +156,18 @@ class Relay:
                 continue
             pause = 0.0
             if not moved:
-                await _happens(woken, poll)
+                await self._is_woken(poll)
 
-    def _note(self, which: asyncio.Event, problem: str | None) -> None:
+    async def _is_woken(self, within: float) -> None:
+        """Wait until there is something to do, and no other hand has begun to do it."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                while not self._woken.is_set():
+                    await self._woken.wait()
+
+    def _note(self, hand: int, problem: str | None) -> None:
         before = self.problems()
-        self._problems[which] = problem
+        self._problems[hand] = problem
         if problem is not None and not before:
             self._log.warning("relay waits", error=problem)
         elif before and not self.problems():
@@ -175,6 +184,8 @@ class Relay:
         async with self._outbox.take(besides) as taken:
             if not taken.rows:
                 return False
+            if len(taken.rows) >= MANY:
+                self._woken.set()
             sending = Sending(self._broker, taken.rows)
             await sending.ended()
             await taken.conclude(sending.done, sending.refused)

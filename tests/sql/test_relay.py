@@ -48,6 +48,7 @@ class Wire:
         self.sent: list[tuple[Memory, Message]] = []
         self.failing: dict[str, Exception] = {}
         self.held: dict[str, asyncio.Event] = {}
+        self.holding: list[Message] = []
         publish = Memory.publish
 
         async def publishing(transport: Memory, message: Message, *, mandatory: bool, timeout: float) -> None:
@@ -56,6 +57,7 @@ class Wire:
                     raise error
             for word, go in self.held.items():
                 if word.encode() in message.body:
+                    self.holding.append(message)
                     await go.wait()
             self.sent.append((transport, message))
             await publish(transport, message, mandatory=mandatory, timeout=timeout)
@@ -356,6 +358,23 @@ async def test_postgresql_wakes_the_relay_long_before_it_would_look(
         for number in range(3):
             await add(database, [LetterWritten(reader="a", number=number)])
             await until(lambda: empty(database))
+
+
+async def test_what_is_added_while_its_subject_is_being_published_is_not_left_until_the_relay_would_look(
+    postgresql_url: str, database: AsyncEngine, market: Market, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.sql.relay.POLL", {"postgresql": 600.0})
+    wire.held["first"] = asyncio.Event()
+    rounds = counted(monkeypatch, Relay, "_round")
+    async with market.process(relay(postgresql_url)):
+        await add(database, [LetterWritten(reader="a", number=1, text="first")])
+        await until(lambda: wire.holding)
+        before = len(rounds)
+        await add(database, [LetterWritten(reader="a", number=2)])
+        await until(lambda: len(rounds) > before)  # the other hand is woken, and finds the subject taken
+        wire.held["first"].set()
+        await until(lambda: empty(database))
+    assert wire.letters() == {"a": [1, 2]}
 
 
 async def test_on_sqlite_whoever_commits_in_the_process_wakes_the_relay(
