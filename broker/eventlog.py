@@ -10,17 +10,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from math import inf
 from time import monotonic
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from broker.envelope import STRUCTURED, Envelope, decode
 from broker.errors import ConnectionFailed, ContractError, Malformed
@@ -53,31 +53,37 @@ class Handling(BaseModel):
         delay: after which it is handled again.
     """
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(frozen=True)
 
-    service: str = ""
+    service: str
     event_id: UUID
     correlation_id: UUID
     name: str
     outcome: Outcome
-    attempt: Annotated[int, Field(ge=1)]
-    started: AwareDatetime
-    took: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    attempt: int
+    started: datetime
+    took: float
     handler: str | None = None
     error: str | None = None
     delay: str | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _from_microseconds(cls, told: Any) -> Any:
-        """As `broker.handlings` writes it."""
-        if isinstance(told, dict) and "started_us" in told:
-            try:
-                started = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=told["started_us"])
-                return told | {"started": started, "took": told["took_us"] / 1e6}
-            except (KeyError, TypeError, ValueError, OverflowError) as error:
-                raise ValueError(f"no time: {error}") from None
-        return told
+
+Microseconds = Annotated[int, Field(ge=0, le=253_402_300_799_999_999)]
+"""Of the years that Python knows."""
+
+
+class _Alike(BaseModel):
+    """Handlings that ended in the same way, as `broker.handlings` writes them."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str
+    outcome: Outcome
+    attempt: Annotated[int, Field(ge=1)]
+    handler: str | None = None
+    error: str | None = None
+    delay: str | None = None
+    events: list[tuple[UUID, UUID, Microseconds, Microseconds]]
 
 
 class _Handlings(BaseModel):
@@ -86,7 +92,23 @@ class _Handlings(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     service: str
-    handlings: list[Handling]
+    handlings: list[_Alike]
+
+    def each(self) -> Iterator[Handling]:
+        """One by one."""
+        for alike in self.handlings:
+            common = {
+                name: getattr(alike, name) for name in ("name", "outcome", "attempt", "handler", "error", "delay")
+            }
+            for event_id, story, began, took in alike.events:
+                yield Handling(
+                    service=self.service,
+                    event_id=event_id,
+                    correlation_id=story,
+                    started=datetime.fromtimestamp(0, UTC) + timedelta(microseconds=began),
+                    took=took / 1e6,
+                    **common,
+                )
 
 
 class Entry:
@@ -167,10 +189,9 @@ class Entry:
             Malformed: it cannot be read.
         """
         try:
-            found = _Handlings.model_validate_json(self._delivery.message.body)
+            return list(_Handlings.model_validate_json(self._delivery.message.body).each())
         except (ValidationError, RecursionError) as error:
             raise Malformed(f"no handlings: {type(error).__name__}") from None
-        return [it.model_copy(update={"service": found.service}) for it in found.handlings]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,12 @@
 A service collects its handlings, and publishes them up to `MOST` or a second at a time, as JSON, to the topic exchange
 ``<exchange>.handled``, to which nothing but the event log is bound: no subscriber of ``#`` sees them. ::
 
-    {"service": "packing", "handlings": [{"event_id": …, "correlation_id": …, "name": "New Order Placed",
-     "outcome": "handled", "attempt": 1, "handler": "pack", "started_us": 1782907200123456, "took_us": 12300}]}
+    {"service": "packing", "handlings": [{"name": "New Order Placed", "outcome": "handled", "attempt": 1,
+     "handler": "pack", "events": [["<event id>", "<correlation id>", 1782907200123456, 12300], …]}, …]}
 
-Times are whole microseconds, since 1970 and as long: fractions take longer to write, which counts at each event. And
-each is written as soon as it is known, which takes less time than to keep its parts for later; what it has in common
-with the one before it, as most have, is made once.
+Each event stands with its own and its story's id, when its handling began, and how long it took: whole microseconds,
+since 1970 and as long. Events whose handlings ended alike, one after the other, stand together, as most do: what they
+have in common is written once. This is for the hot path's sake: RabbitMQ and the service share the cost of each byte.
 
 They are for people who ask what happened, not a promise: a process that is killed takes its last second of them along,
 and nothing waits for them. They are published apart from everything else, so that no refusal of them disturbs the
@@ -19,9 +19,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 from pydantic_core import to_json
@@ -32,13 +31,13 @@ from broker.settings import Settings
 from broker.topology import handlings_topology
 from broker.transport import Message, Transport
 
-MOST = 500
-"""Handlings in one message."""
+MOST = 2000
+"""Handlings in one message: each message is work for RabbitMQ and for us, which a busy service shares among many."""
 AFTER = 1.0
 """Seconds after which what was collected is published, however little it is."""
 CLOSING = 3.0
 """Seconds in which a service that ends tries to publish the rest."""
-KEPT = 10_000
+KEPT = 20_000
 """Handlings that wait for RabbitMQ to take them; beyond, the oldest are forgotten."""
 ERROR_MOST = 500
 """Characters of an error's text; the dead letter has the whole."""
@@ -51,6 +50,36 @@ Alike: TypeAlias = tuple[str, Outcome, int, str | None, str | None, str | None]
 """What many handlings have in common: the event's name, outcome, attempt, handler, error, delay."""
 Noted: TypeAlias = tuple[str, str, int, float, Alike]
 """One handling: ids of event and story; when it began, in microseconds since 1970; seconds it took; the rest."""
+
+
+class Batch:
+    """Handlings of one message, each written as it will stand there: that takes less room than its parts.
+
+    Attributes:
+        size: how many.
+    """
+
+    __slots__ = ("_alike", "_run", "_runs", "size")
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._alike: Alike | None = None
+        self._run: list[str] = []
+        self._runs: list[list[str]] = []
+
+    def add(self, handling: Noted) -> None:
+        """Take one in."""
+        event_id, story, began, took, alike = handling
+        if alike != self._alike:
+            self._alike, self._run = alike, [common(alike)]
+            self._runs.append(self._run)
+        self._run.append(f'["{event_id}","{story}",{began},{int(took * 1e6)}]')
+        self.size += 1
+
+    def body(self, service: str) -> bytes:
+        """The message of a service."""
+        runs = (f'{{{first},"events":[{",".join(events)}]}}' for first, *events in self._runs)
+        return f'{{"service":"{service}","handlings":[{",".join(runs)}]}}'.encode()
 
 
 class Recorder:
@@ -66,9 +95,8 @@ class Recorder:
         self._settings = settings
         self._transport = transport
         self._log = log
-        self._collected: deque[str] = deque(maxlen=KEPT)
-        self._alike: Alike | None = None
-        self._common = ""
+        self._batch = Batch()
+        self._full: deque[Batch] = deque(maxlen=KEPT // MOST)
         self._enough = asyncio.Event()
         self._on = False
         self._working: asyncio.Task[None] | None = None
@@ -84,12 +112,15 @@ class Recorder:
         """Note one handling that has ended."""
         if not self._on:
             return
-        alike = handling[4]
-        if alike != self._alike:
-            self._alike, self._common = alike, common(alike)
-        self._collected.append(written(handling, self._common))
-        if len(self._collected) == MOST:
+        self._batch.add(handling)
+        if self._batch.size == MOST:
+            self._turn()
             self._enough.set()
+
+    def _turn(self) -> None:
+        """Begin another batch; this one is to be published."""
+        self._full.append(self._batch)
+        self._batch = Batch()
 
     async def close(self) -> None:
         """Publish what is left, and wait for it no longer than `CLOSING`."""
@@ -100,53 +131,54 @@ class Recorder:
         await asyncio.wait([self._working], timeout=CLOSING)
         self._working.cancel()
         await asyncio.wait([self._working])
-        if self._collected:
-            self._log.warning("handlings not recorded", count=len(self._collected))
+        if left := self._batch.size + sum(batch.size for batch in self._full):
+            self._log.warning("handlings not recorded", count=left)
 
     async def _work(self) -> None:
         """Publish whenever there are enough, and once a second what there is; at the end, all."""
-        going_on = True
-        while going_on:
-            least = MOST
-            try:
+        ending = False
+        while not ending:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(AFTER):
                     await self._enough.wait()
-            except TimeoutError:
-                least = 1
+            ending = not self._on
+            due = ending or not self._enough.is_set()
             self._enough.clear()
             try:
-                while len(self._collected) >= (least if self._on else 1):
-                    await self._publish()
+                await self._publish_full()
+                if due and self._batch.size:  # not before: while RabbitMQ takes nothing, it fills up
+                    self._turn()
+                    await self._publish_full()
             except (AccessRefused, TopologyConflict) as error:
                 self._stop(error)
             except Exception as error:  # whatever it is, the service does its work
                 self._say(str(error))
                 if self._on:
                     await asyncio.sleep(AFTER)
-            going_on = self._on
 
-    async def _publish(self) -> None:
-        """The oldest ones, in one message. What cannot be published now waits on."""
-        some = [self._collected.popleft() for _ in range(min(MOST, len(self._collected)))]
-        message = Message(
-            exchange=self._settings.handlings_exchange,
-            key=self._service,
-            body=body(self._service, some),
-            content_type="application/json",
-            type=TYPE,
-            app_id=self._service,
-            timestamp=datetime.now(UTC),
-        )
+    async def _publish_full(self) -> None:
+        """The oldest first. What cannot be published now waits on."""
         topology = handlings_topology(self._settings)
-        try:
-            await self._transport.aside(message, topology, timeout=self._settings.publish_timeout)
-            self._failing = False
-        except TooLarge as error:  # it always will be
-            self._say(str(error))
-        except BaseException:
-            room = KEPT - len(self._collected)
-            self._collected.extendleft(reversed(some[max(0, len(some) - room) :]))
-            raise
+        while self._full:
+            batch = self._full.popleft()
+            message = Message(
+                exchange=self._settings.handlings_exchange,
+                key=self._service,
+                body=batch.body(self._service),
+                content_type="application/json",
+                type=TYPE,
+                app_id=self._service,
+                timestamp=datetime.now(UTC),
+            )
+            try:
+                await self._transport.aside(message, topology, timeout=self._settings.publish_timeout)
+                self._failing = False
+            except TooLarge as error:  # it always will be
+                self._say(str(error))
+            except BaseException:
+                if len(self._full) < KEPT // MOST:  # else it is the oldest, and makes room
+                    self._full.appendleft(batch)
+                raise
 
     def _say(self, error: str) -> None:
         """Once, until it goes well again."""
@@ -157,7 +189,8 @@ class Recorder:
     def _stop(self, error: BrokerError) -> None:
         """Record no more: this user may not, and will not be allowed to while it runs."""
         self._on = False
-        self._collected.clear()
+        self._batch = Batch()
+        self._full.clear()
         self._log.warning(
             "handlings not recorded",
             error=f"{error} Without them `broker story` shows no subscribers. Grant the permissions of "
@@ -165,25 +198,8 @@ class Recorder:
         )
 
 
-def written(handling: Noted, alike: str) -> str:
-    """A handling as it stands in the event log; ``alike`` is what `common` makes of its last part."""
-    event_id, story, began, took, _ = handling
-    text = str(event_id)
-    begun_by = text if story == event_id else str(story)
-    return (
-        f'{{"event_id":"{text}","correlation_id":"{begun_by}",{alike},'
-        f'"started_us":{began},"took_us":{int(took * 1e6)}}}'
-    )
-
-
-def body(service: str, handlings: Iterable[str]) -> bytes:
-    """Handlings of a service, in one message."""
-    return f'{{"service":"{service}","handlings":[{",".join(handlings)}]}}'.encode()
-
-
-@lru_cache(maxsize=1000)
 def common(alike: Alike) -> str:
-    """What many handlings have in common, as it stands in each."""
+    """What handlings have in common, as it stands before those that have it."""
     name, outcome, attempt, handler, error, delay = alike
     told: dict[str, Any] = {"name": name, "outcome": outcome, "attempt": attempt, "handler": handler}
     if error is not None:

@@ -79,7 +79,7 @@ class Settings(BaseSettings):
     record_handlings: bool = Field(
         default=True,
         description="Record in the event log what became of each event in each service, for `broker story`. "
-        "Published to the exchange `<exchange>.handled`, up to 500 handlings or one second at a time.",
+        "Published to the exchange `<exchange>.handled`, up to 2,000 handlings or one second at a time.",
     )
     concurrency: int = Field(
         default=10,

@@ -16,11 +16,11 @@ from broker import ContractError, Settings
 from broker.cli.log import as_text, tell_reach
 from broker.cli.replay import Asked
 from broker.envelope import CONTENT_TYPE, NAMESPACE, as_uuid
-from broker.errors import Malformed
 from broker.eventlog import Entry, EventLog, Span
 from broker.tools.log import Bounds, Wanted, check_limit, line, part
 from broker.tools.replay import Outcome, Replay
-from broker.transport import HeaderValue, Message
+from broker.transport import HeaderValue
+from tests.logged import entry, handling, handlings
 from tests.parcels import message
 
 AT = datetime(2026, 7, 1, 12, 30, tzinfo=UTC)
@@ -28,31 +28,6 @@ MINUTE = timedelta(minutes=1)
 STORY = UUID("01a21766-9f2d-7289-8cf3-cec00f2b5501")
 EVENT = UUID("01a21766-9f2d-7289-8cf3-cec00f2b5502")
 TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
-
-
-class Lying:
-    """A message as it lies in the log; None: its properties cannot be decoded."""
-
-    number = 7
-    redelivered = lost = False
-
-    def __init__(self, message: Message | None) -> None:
-        self._message = message
-
-    @property
-    def message(self) -> Message:
-        if self._message is None:
-            raise Malformed("its properties cannot be decoded")
-        return self._message
-
-    async def ack(self) -> None:
-        """Nothing here is settled."""
-
-    reject = release = ack
-
-
-def entry(it: Message | None) -> Entry:
-    return Entry(Lying(it), "events.handled")
 
 
 def event(*, ascii_only: bool = True, key: str = "parcel.weighed", **attributes: Any) -> Entry:
@@ -71,13 +46,8 @@ def binary(body: bytes = b'{"grams": 3}', **attributes: str) -> Entry:
     return entry(message(body, content_type="application/json", headers=headers))
 
 
-def handlings(**changes: Any) -> Entry:
-    told = {
-        "event_id": str(EVENT), "correlation_id": str(STORY), "name": "Parcel Weighed", "outcome": "handled",
-        "attempt": 1, "started": AT.isoformat(), "took": 0.0123, "handler": "pack",
-    } | changes  # fmt: skip
-    body = json.dumps({"service": "packing", "handlings": [told]}).encode()
-    return entry(message(body, exchange="events.handled", key="packing", content_type="application/json"))
+def handled(**changes: Any) -> Entry:
+    return entry(handlings(handling(EVENT, STORY, AT, 0.0123, **changes)))
 
 
 @pytest.mark.parametrize(
@@ -191,7 +161,7 @@ def test_as_json_an_event_has_all_that_the_log_keeps_of_it() -> None:
     assert by_headers["body"] == '{"grams": 3}'
     for told in (structured, by_headers):
         assert (told["data"], told["id"], told["properties"]["exchange"]) == ({"grams": 3}, str(EVENT), "events")
-    assert "body" not in line(handlings()).as_json(), "it says no more than the handlings"
+    assert "body" not in line(handled()).as_json(), "it says no more than the handlings"
 
 
 @given(st.binary(max_size=60), st.dictionaries(TEXTS, TEXTS | st.binary(max_size=9), max_size=3), st.booleans())
@@ -209,13 +179,13 @@ def test_terminal_escapes_are_not_shown_as_they_are() -> None:
 
 
 def test_handlings_are_told_in_words() -> None:
-    shown = as_text(line(handlings(outcome="dead", error="ValueError: \x1b[31mno tape", attempt=3))).plain
+    shown = as_text(line(handled(outcome="dead", error="ValueError: \x1b[31mno tape", attempt=3))).plain
     assert "packing" in shown
     assert "dead after 0.012s, attempt 3: ValueError" in shown
     assert "\x1b" not in shown
-    (told,) = line(handlings()).as_json()["handlings"]
+    (told,) = line(handled()).as_json()["handlings"]
     assert (told["service"], told["outcome"], told["event_id"]) == ("packing", "handled", str(EVENT))
-    assert Wanted().line(handlings()) is None, "an event alone is meant"
+    assert Wanted().line(handled()) is None, "an event alone is meant"
     assert line(entry(message(b"[]", exchange="events.handled"))).error
 
 

@@ -14,13 +14,13 @@ import pytest
 from broker.cli.story import read
 from broker.envelope import NAMESPACE
 from broker.errors import ContractError
-from broker.eventlog import Entry
 from broker.tools.management import Management
 from broker.tools.story import Found, Story, Subscriptions
 from broker.tools.story_reader import BEYOND, Gathering, Heading, Place, Reader, Stop, Wanted, contains, places
 from broker.topology import handlings_topology, service_topology
 from broker.transport import Message
 from tests.conformance.worlds import World
+from tests.logged import entry, handling, handlings
 from tests.parcels import ParcelSent, ParcelWeighed, message, weighed
 from tests.stories import FIRST, NOON
 from tests.waiting import until
@@ -32,32 +32,8 @@ def cloud_event(event_id: UUID | str = FIRST, **attributes: Any) -> bytes:
     return json.dumps(EVENT | {"id": str(event_id)} | attributes).encode()
 
 
-def handlings(*told: dict[str, Any], service: str = "packing") -> Message:
-    usual = {"name": "Parcel Weighed", "outcome": "handled", "attempt": 1, "started": NOON.isoformat(), "took": 0.1}
-    body = {"service": service, "handlings": [usual | it for it in told]}
-    return Message("events.handled", service, json.dumps(body, default=str).encode(), "application/json")
-
-
 def about(event_id: UUID, story: UUID = FIRST, **changes: Any) -> dict[str, Any]:
-    return {"event_id": event_id, "correlation_id": story} | changes
-
-
-class Lying:
-    """A message as it lies in the log."""
-
-    number = None
-    redelivered = lost = False
-
-    def __init__(self, message: Message) -> None:
-        self.message = message
-
-    async def ack(self) -> None: ...
-    async def reject(self) -> None: ...
-    async def release(self) -> None: ...
-
-
-def entry(it: Message) -> Entry:
-    return Entry(Lying(it), "events.handled")
+    return handling(event_id, story, NOON, **changes)
 
 
 def gathering(story: UUID = FIRST, expected: Subscriptions | None = None) -> Gathering:
