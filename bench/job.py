@@ -6,10 +6,11 @@ import asyncio
 import gc
 import resource
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bench.order import fields
@@ -129,6 +130,36 @@ class Seen:
             self._job.result["last"] = time.monotonic()
             if self._lags:
                 self._job.latencies(self._lags[len(self._lags) // 5 :])  # the first fifth warms up
+            self.all.set()
+
+
+class Turns:
+    """A handler in a process that does now one thing, now another; reports the turns of each, but for the first."""
+
+    OF = 20_000
+
+    def __init__(self, job: Job, things: Sequence[str]) -> None:
+        self._job = job
+        self._things = things
+        self._taken = 0
+        self._began = (0.0, 0.0)
+        self._turns: dict[str, list[tuple[float, float]]] = {it: [] for it in things}
+        self.now = things[0]
+        self.all = asyncio.Event()
+
+    def take(self, order: Any) -> None:
+        """Handle an order."""
+        self._taken += 1
+        if self._taken % self.OF == 0:
+            at = time.perf_counter(), time.process_time()
+            if self._taken > self.OF:  # the first warms up
+                self._turns[self.now].append((at[0] - self._began[0], at[1] - self._began[1]))
+            self._began = at
+            self.now = self._things[self._taken // self.OF % len(self._things)]
+        if self._taken == self._job.count:
+            for it, turns in self._turns.items():
+                rates, costs = [self.OF / wall for wall, _ in turns], [cpu / self.OF * 1e6 for _, cpu in turns]
+                self._job.result[it] = {"rate": median(rates), "cpu": median(costs), "turns": rates}
             self.all.set()
 
 

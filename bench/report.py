@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bench.plot import curve
@@ -75,7 +76,7 @@ def floors(results: list[Figures]) -> list[Floor]:
     memory = dict(points(results, "backlog", "ours", "memory"))
     share = memory[max(memory)] / memory[min(memory)] if memory else None
     logged, unlogged = of("event log", "on"), of("publish", "faststream")
-    recorded = ratio("handlings", "not recorded", "recorded")
+    recorded = paired(results, "handlings", "recorded", "not recorded")
     beside = {p: ratio("backfill beside", "before", "meanwhile", p) for p in ("p50", "p99")}
     told = of("story", "ours", "ms")
     peer, many, at_share = "faststream", "publish_many", "latency at 60 %"
@@ -113,6 +114,15 @@ def floors(results: list[Figures]) -> list[Floor]:
         Floor("… memory, MiB", of("story", "ours", "memory"), 200, False),
         *_database_floors(results),
     ]
+
+
+def paired(results: list[Figures], row: str, one: str, against: str) -> float | None:
+    """The middle ratio of turns that followed one another: what the machine did meanwhile concerned both."""
+    ratios: list[float] = []
+    of = {who: [it["turns"] for it in results if (it["row"], it["contender"]) == (row, who)] for who in (one, against)}
+    for turns, others in zip(of[one], of[against], strict=True):
+        ratios += [rate / other for rate, other in zip(turns, others, strict=False)]
+    return median(ratios) if ratios else None
 
 
 def _database_floors(results: list[Figures]) -> Iterable[Floor]:

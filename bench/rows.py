@@ -255,14 +255,14 @@ def replay(bench: Bench) -> None:
 
 
 def handlings(bench: Bench) -> None:
-    """A backlog, with and without a record of each handling; many short turns: rates differ more than by the record."""
-    count = bench.some(12_000)
-    for _ in range(5 * bench.rounds):
-        for on in (False, True):
-            bench.fill("ours", count)
-            figures = bench.run("ours", "consume", count=count, settings={"log": True, "record_handlings": on})
-            bench.keep("handlings", "recorded" if on else "not recorded", figures)
-            bench.check(0)
+    """A backlog, with a record of each handling and without, by turns in one process."""
+    count = max(120_000, bench.some(80_000))
+    for _ in range(2 * bench.rounds):
+        bench.fill("ours", count)
+        figures = bench.run("ours", "consume_recording_by_turns", count=count, settings={"log": True})
+        for which in ("not recorded", "recorded"):
+            bench.keep("handlings", which, figures[which])
+        bench.check(0)
     bench.delete("events.log")
 
 

@@ -83,7 +83,7 @@ class _Alike(BaseModel):
     handler: str | None = None
     error: str | None = None
     delay: str | None = None
-    events: list[tuple[UUID, UUID, Microseconds, Microseconds]]
+    events: list[tuple[UUID, UUID | None, Microseconds, Microseconds]]
 
 
 class _Handlings(BaseModel):
@@ -104,7 +104,7 @@ class _Handlings(BaseModel):
                 yield Handling(
                     service=self.service,
                     event_id=event_id,
-                    correlation_id=story,
+                    correlation_id=story or event_id,
                     started=datetime.fromtimestamp(0, UTC) + timedelta(microseconds=began),
                     took=took / 1e6,
                     **common,

@@ -6,9 +6,10 @@ A service collects its handlings, and publishes them up to `MOST` or a second at
     {"service": "packing", "handlings": [{"name": "New Order Placed", "outcome": "handled", "attempt": 1,
      "handler": "pack", "events": [["<event id>", "<correlation id>", 1782907200123456, 12300], …]}, …]}
 
-Each event stands with its own and its story's id, when its handling began, and how long it took: whole microseconds,
-since 1970 and as long. Events whose handlings ended alike, one after the other, stand together, as most do: what they
-have in common is written once. This is for the hot path's sake: RabbitMQ and the service share the cost of each byte.
+Each event stands with its own and its story's id (null: it began the story), when its handling began, and how long it
+took: whole microseconds, since 1970 and as long. Events whose handlings ended alike, one after the other, stand
+together, as most do: what they have in common is written once. This is for the hot path's sake: RabbitMQ and the
+service share the cost of each byte.
 
 They are for people who ask what happened, not a promise: a process that is killed takes its last second of them along,
 and nothing waits for them. They are published apart from everything else, so that no refusal of them disturbs the
@@ -73,7 +74,8 @@ class Batch:
         if alike != self._alike:
             self._alike, self._run = alike, [common(alike)]
             self._runs.append(self._run)
-        self._run.append(f'["{event_id}","{story}",{began},{int(took * 1e6)}]')
+        begun_by = "null" if story == event_id else f'"{story}"'
+        self._run.append(f'["{event_id}",{begun_by},{began},{int(took * 1e6)}]')
         self.size += 1
 
     def body(self, service: str) -> bytes:

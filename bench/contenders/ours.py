@@ -8,9 +8,10 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from bench.job import Job, Seen, Share
+from bench.job import Job, Seen, Share, Turns
 from bench.order import KEY, Line, fields
 from broker import Broker, Context, Event, Service, Settings
+from broker.handlings import Noted, Recorder
 from broker.logs import logger
 from broker.rabbitmq import RabbitMQ
 from broker.service import serve
@@ -77,6 +78,20 @@ async def consume_share(job: Job) -> None:
         await share.complete()
 
 
+async def consume_recording_by_turns(job: Job) -> None:
+    """Records the handlings of every other turn: what processes and minutes differ by is more than a record costs."""
+    turns = Turns(job, ("not recorded", "recorded"))
+    note = Recorder.note
+
+    def by_turns(self: Recorder, handling: Noted) -> None:
+        if turns.now == "recorded":
+            note(self, handling)
+
+    Recorder.note = by_turns  # type: ignore[method-assign]
+    async with serve(service(job.queues[0], turns), settings(job), logger(settings(job))):
+        await turns.all.wait()
+
+
 async def consume_patterns(job: Job) -> None:
     """One service with many patterns, of which the last takes the events."""
     seen, it = Seen(job), Service(job.queues[0])
@@ -113,7 +128,7 @@ async def idle(job: Job) -> None:
         await asyncio.sleep(1)
 
 
-def service(name: str, seen: Seen | Share) -> Service:
+def service(name: str, seen: Seen | Share | Turns) -> Service:
     it = Service(name)
 
     @it.on(NewOrderPlaced)

@@ -104,9 +104,10 @@ def ids(wire: Wire) -> list[UUID]:
 async def test_a_handling_reads_as_documented() -> None:
     wire = Wire()
     it = recorder(wire)
-    event_id = uuid4()
+    event_id, caused = uuid4(), uuid4()
     what: Alike = ("Parcel Weighed", "retrying", 2, "pack", "ValueError: no tape", "30s")
     it.note(handled(event_id, at=NOON_US + 123_456, what=what))
+    it.note((str(caused), str(event_id), NOON_US, 0.5, what))
     await it.close()
     (message,) = wire.told
     assert (message.exchange, message.key, message.content_type, message.type) == (
@@ -125,10 +126,17 @@ async def test_a_handling_reads_as_documented() -> None:
                 "handler": "pack",
                 "error": "ValueError: no tape",
                 "delay": "30s",
-                "events": [[str(event_id), str(event_id), NOON_US + 123_456, 500_000]],
+                "events": [
+                    [str(event_id), None, NOON_US + 123_456, 500_000],
+                    [str(caused), str(event_id), NOON_US, 500_000],
+                ],
             }
         ],
     }
+    assert [(told.event_id, told.correlation_id) for told in wire.handlings] == [
+        (event_id, event_id),
+        (caused, event_id),
+    ]
 
 
 async def test_each_handling_tells_its_own_whatever_the_one_before_it_was() -> None:
