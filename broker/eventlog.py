@@ -97,9 +97,7 @@ class _Handlings(BaseModel):
     def each(self) -> Iterator[Handling]:
         """One by one."""
         for alike in self.handlings:
-            common = {
-                name: getattr(alike, name) for name in ("name", "outcome", "attempt", "handler", "error", "delay")
-            }
+            common = alike.model_dump(exclude={"events"})
             for event_id, story, began, took in alike.events:
                 yield Handling(
                     service=self.service,

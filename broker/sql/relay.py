@@ -156,9 +156,9 @@ class Relay:
                 continue
             pause = 0.0
             if not moved:
-                await self._is_woken(poll)
+                await self._until_woken(poll)
 
-    async def _is_woken(self, within: float) -> None:
+    async def _until_woken(self, within: float) -> None:
         """Wait until there is something to do, and no other hand has begun to do it."""
         with suppress(TimeoutError):
             async with asyncio.timeout(within):
@@ -185,7 +185,7 @@ class Relay:
             if not taken.rows:
                 return False
             if len(taken.rows) >= MANY:
-                self._woken.set()
+                self._woken.set()  # for the other hand
             sending = Sending(self._broker, taken.rows)
             await sending.ended()
             await taken.conclude(sending.done, sending.refused)
