@@ -20,7 +20,7 @@ from time import monotonic
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from broker.envelope import STRUCTURED, Envelope, decode
 from broker.errors import ConnectionFailed, ContractError, Malformed
@@ -83,7 +83,10 @@ class _Alike(BaseModel):
     handler: str | None = None
     error: str | None = None
     delay: str | None = None
-    events: list[tuple[UUID, UUID | None, Microseconds, Microseconds]]
+    events: list[UUID]
+    stories: list[UUID | None]
+    began: list[Microseconds]
+    took: list[Microseconds]
 
 
 class _Handlings(BaseModel):
@@ -97,8 +100,8 @@ class _Handlings(BaseModel):
     def each(self) -> Iterator[Handling]:
         """One by one."""
         for alike in self.handlings:
-            common = alike.model_dump(exclude={"events"})
-            for event_id, story, began, took in alike.events:
+            common = alike.model_dump(exclude={"events", "stories", "began", "took"})
+            for event_id, story, began, took in zip(alike.events, alike.stories, alike.began, alike.took, strict=True):
                 yield Handling(
                     service=self.service,
                     event_id=event_id,
@@ -188,7 +191,7 @@ class Entry:
         """
         try:
             return list(_Handlings.model_validate_json(self._delivery.message.body).each())
-        except (ValidationError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # pydantic's, or columns of different lengths
             raise Malformed(f"no handlings: {type(error).__name__}") from None
 
 

@@ -4,11 +4,12 @@ A service collects its handlings, and publishes them up to `MOST` or a second at
 ``<exchange>.handled``, to which nothing but the event log is bound: no subscriber of ``#`` sees them. ::
 
     {"service": "packing", "handlings": [{"name": "New Order Placed", "outcome": "handled", "attempt": 1,
-     "handler": "pack", "events": [["<event id>", "<correlation id>", 1782907200123456, 12300], …]}, …]}
+     "handler": "pack", "events": ["<event id>", …], "stories": ["<correlation id>", …],
+     "began": [1782907200123456, …], "took": [12300, …]}, …]}
 
-Each event stands with its own and its story's id (null: it began the story), when its handling began, and how long it
-took: whole microseconds, since 1970 and as long. Events whose handlings ended alike, one after the other, stand
-together, as most do: what they have in common is written once. This is for the hot path's sake: RabbitMQ and the
+Events whose handlings ended alike, one after the other, stand together, as most do: what they have in common is written
+once. The rest stands in columns: each event's id, its story's (null: it began the story), when its handling began,
+and how long it took, in whole microseconds, since 1970 and as long. This is for the hot path's sake: RabbitMQ and the
 service share the cost of each byte.
 
 They are for people who ask what happened, not a promise: a process that is killed takes its last second of them along,
@@ -49,39 +50,48 @@ Outcome: TypeAlias = Literal["handled", "duplicate", "retrying", "dead"]
 
 Alike: TypeAlias = tuple[str, Outcome, int, str | None, str | None, str | None]
 """What many handlings have in common: the event's name, outcome, attempt, handler, error, delay."""
-Noted: TypeAlias = tuple[str, str, int, float, Alike]
-"""One handling: ids of event and story; when it began, in microseconds since 1970; seconds it took; the rest."""
+Noted: TypeAlias = tuple[str, str, int, int, Alike]
+"""One handling: ids of event and story; when it began, in microseconds since 1970, and how many it took; the rest."""
 
 
 class Batch:
-    """Handlings of one message, each written as it will stand there: that takes less room than its parts.
+    """Handlings of one message.
 
     Attributes:
         size: how many.
     """
 
-    __slots__ = ("_alike", "_run", "_runs", "size")
+    __slots__ = ("_alike", "_began", "_events", "_runs", "_stories", "_took", "size")
 
     def __init__(self) -> None:
         self.size = 0
         self._alike: Alike | None = None
-        self._run: list[str] = []
-        self._runs: list[list[str]] = []
+        self._runs: list[dict[str, Any]] = []
 
     def add(self, handling: Noted) -> None:
         """Take one in."""
         event_id, story, began, took, alike = handling
         if alike != self._alike:
-            self._alike, self._run = alike, [common(alike)]
-            self._runs.append(self._run)
-        begun_by = "null" if story == event_id else f'"{story}"'
-        self._run.append(f'["{event_id}",{begun_by},{began},{int(took * 1e6)}]')
+            self._begin(alike)
+        self._events.append(event_id)
+        self._stories.append(None if story == event_id else story)
+        self._began.append(began)
+        self._took.append(took)
         self.size += 1
+
+    def _begin(self, alike: Alike) -> None:
+        """From now on, handlings that have this in common."""
+        self._alike = alike
+        self._events: list[str] = []
+        self._stories: list[str | None] = []
+        self._began: list[int] = []
+        self._took: list[int] = []
+        columns = {"events": self._events, "stories": self._stories, "began": self._began, "took": self._took}
+        self._runs.append(common(alike) | columns)
 
     def body(self, service: str) -> bytes:
         """The message of a service."""
-        runs = (f'{{{first},"events":[{",".join(events)}]}}' for first, *events in self._runs)
-        return f'{{"service":"{service}","handlings":[{",".join(runs)}]}}'.encode()
+        return to_json({"service": service, "handlings": self._runs})
 
 
 class Recorder:
@@ -200,12 +210,12 @@ class Recorder:
         )
 
 
-def common(alike: Alike) -> str:
-    """What handlings have in common, as it stands before those that have it."""
+def common(alike: Alike) -> dict[str, Any]:
+    """What handlings have in common, as it stands beside their columns."""
     name, outcome, attempt, handler, error, delay = alike
     told: dict[str, Any] = {"name": name, "outcome": outcome, "attempt": attempt, "handler": handler}
     if error is not None:
         told["error"] = error[:ERROR_MOST].encode("utf-8", "replace").decode()  # half a character, say
     if delay is not None:
         told["delay"] = delay
-    return to_json(told).decode()[1:-1]
+    return told

@@ -40,12 +40,9 @@ def entry(it: Message | None) -> Entry:
 
 def handling(event_id: UUID, story: UUID, started: datetime, took: float = 0.1, **changes: Any) -> dict[str, Any]:
     """One handling, as a service writes it."""
-    event = [str(event_id), str(story), round(started.timestamp() * 1e6), round(took * 1e6)]
-    return (
-        {"name": "Parcel Weighed", "outcome": "handled", "attempt": 1, "handler": "pack"}
-        | changes
-        | {"events": [event]}
-    )
+    began, lasted = round(started.timestamp() * 1e6), round(took * 1e6)
+    columns = {"events": [str(event_id)], "stories": [str(story)], "began": [began], "took": [lasted]}
+    return {"name": "Parcel Weighed", "outcome": "handled", "attempt": 1, "handler": "pack"} | changes | columns
 
 
 def handlings(*told: dict[str, Any], service: str = "packing") -> Message:

@@ -67,7 +67,7 @@ WELL: Alike = ("Parcel Weighed", "handled", 1, "pack", None, None)
 
 
 def handled(event_id: UUID, *, at: int = NOON_US, what: Alike = WELL) -> Noted:
-    return str(event_id), str(event_id), at, 0.5, what
+    return str(event_id), str(event_id), at, 500_000, what
 
 
 def read(*messages: Message) -> list[Handling]:
@@ -107,7 +107,7 @@ async def test_a_handling_reads_as_documented() -> None:
     event_id, caused = uuid4(), uuid4()
     what: Alike = ("Parcel Weighed", "retrying", 2, "pack", "ValueError: no tape", "30s")
     it.note(handled(event_id, at=NOON_US + 123_456, what=what))
-    it.note((str(caused), str(event_id), NOON_US, 0.5, what))
+    it.note((str(caused), str(event_id), NOON_US, 500_000, what))
     await it.close()
     (message,) = wire.told
     assert (message.exchange, message.key, message.content_type, message.type) == (
@@ -126,10 +126,10 @@ async def test_a_handling_reads_as_documented() -> None:
                 "handler": "pack",
                 "error": "ValueError: no tape",
                 "delay": "30s",
-                "events": [
-                    [str(event_id), None, NOON_US + 123_456, 500_000],
-                    [str(caused), str(event_id), NOON_US, 500_000],
-                ],
+                "events": [str(event_id), str(caused)],
+                "stories": [None, str(event_id)],
+                "began": [NOON_US + 123_456, NOON_US],
+                "took": [500_000, 500_000],
             }
         ],
     }
@@ -169,7 +169,7 @@ def test_whatever_stands_in_a_handling_can_be_read_again(name: str, error: str, 
 
 
 def test_times_come_back_to_a_microsecond() -> None:
-    (told,) = in_a_message((str(uuid4()), str(uuid4()), NOON_US + 1, 0.0123, WELL))
+    (told,) = in_a_message((str(uuid4()), str(uuid4()), NOON_US + 1, 12_300, WELL))
     assert told.started == datetime(2026, 7, 1, 12, 0, 0, 1, tzinfo=UTC)
     assert told.took == 0.0123
 
@@ -179,6 +179,12 @@ def test_times_come_back_to_a_microsecond() -> None:
 def test_times_that_are_none_are_refused(which: str, wrong: str) -> None:
     with pytest.raises(Malformed):
         in_a_message(handled(uuid4()), **{which: wrong})
+
+
+@pytest.mark.parametrize("column", ["[500000]", f"[{NOON_US}]", "[null]"], ids=["took", "began", "stories"])
+def test_a_column_that_is_shorter_than_others_is_refused(column: str) -> None:
+    with pytest.raises(Malformed):
+        in_a_message(handled(uuid4()), **{column: "[]"})
 
 
 def test_half_a_character_in_an_error_is_no_reason_to_fail() -> None:
