@@ -81,6 +81,13 @@ class Settings(BaseSettings):
         description="Record in the event log what became of each event in each service, for `broker story`. "
         "Published to the exchange `<exchange>.handled`, up to 2,000 handlings or one second at a time.",
     )
+    backfill_share: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="The share of one processor that a service's process takes while it backfills, at most, so that it "
+        "does not hold up what happens now. 1: as fast as it can.",
+    )
     concurrency: int = Field(
         default=10,
         ge=1,

@@ -12,6 +12,7 @@ from time import monotonic
 from structlog.typing import FilteringBoundLogger
 
 from broker.backfill.note import Note
+from broker.backfill.pace import SOME, Pace
 from broker.backfill.seam import Seam, identity
 from broker.copies import Failure, copy
 from broker.errors import AccessRefused, BrokerError, ConnectionFailed, Malformed
@@ -239,9 +240,11 @@ class Reading:
 
     async def _read_to(self, end: int) -> None:
         """Read up to before ``end``."""
-        position = self._position
+        position, pace = self._position, Pace(self._it.settings.backfill_share)
         async with aclosing(self._log.read(position.reached, end=end)) as entries:
             async for entry in entries:
+                if position.reached % SOME == 0 and (seconds := pace.rest()):
+                    await asyncio.sleep(seconds)
                 number = entry.offset if entry.offset is not None else position.reached
                 if number >= position.reached:  # else it comes again, after a reconnect
                     await self._take(number, entry)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from broker import ContractError, NotConfirmed, Service, Settings
 from broker.backfill import begin_of
 from broker.backfill.note import Note, furthest
+from broker.backfill.pace import LEAST, MOST, Pace
 from broker.backfill.reading import AHEAD, Position, Reading, Surroundings
 from broker.backfill.seam import Seam, identity
 from broker.envelope import Story, encode
@@ -33,6 +34,65 @@ from tests.parcels import ParcelWeighed, message, weighed
 from tests.waiting import counted, until
 
 NOW = datetime(2026, 7, 2, 12, tzinfo=UTC)
+
+
+# -- how fast ------------------------------------------------------------------------------------------------------
+
+
+class Computer:
+    """Its time, and the processor time that a process on it took."""
+
+    def __init__(self) -> None:
+        self.time = 1000.0
+        self.used = 5.0
+
+    def compute(self, seconds: float) -> None:
+        self.time += seconds
+        self.used += seconds
+
+    def wait(self, seconds: float) -> None:
+        self.time += seconds
+
+
+@given(
+    share=st.floats(0.2, 0.99),
+    steps=st.lists(st.tuples(st.floats(0, 0.004), st.floats(0, 0.01)), min_size=20, max_size=100),
+)
+def test_a_backfill_takes_no_more_than_its_share_of_a_processor(share: float, steps: list[tuple[float, float]]) -> None:
+    it = Computer()
+    pace = Pace(share, used=lambda: it.used, now=lambda: it.time)
+    began = it.time, it.used
+    for computed, waited in steps:
+        it.compute(computed)
+        it.wait(waited)
+        it.wait(pace.rest())
+        assert it.used - began[1] <= share * (it.time - began[0] + LEAST) + 1e-6
+
+
+def test_a_wait_is_not_made_up_for_by_a_hurry() -> None:
+    it = Computer()
+    pace = Pace(0.5, used=lambda: it.used, now=lambda: it.time)
+    it.wait(60)
+    assert pace.rest() == 0
+    it.compute(0.01)
+    assert pace.rest() == pytest.approx(0.01)
+
+
+def test_what_else_computes_in_its_process_holds_it_up_for_so_long_and_no_longer() -> None:
+    it = Computer()
+    pace = Pace(0.5, used=lambda: it.used, now=lambda: it.time)
+    for _ in range(100):
+        it.compute(0.001)
+        rest = pace.rest()
+        assert rest <= MOST
+        it.compute(rest)  # somebody else does
+
+
+def test_with_the_whole_of_a_processor_it_never_rests() -> None:
+    it = Computer()
+    pace = Pace(1, used=lambda: it.used, now=lambda: it.time)
+    it.used += 60  # threads compute, too
+    assert pace.rest() == 0
 
 
 # -- since when ----------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ DEFAULTS = {
     "log_max_age": "7D",
     "log_max_bytes": 5_000_000_000,
     "record_handlings": True,
+    "backfill_share": 0.5,
     "direct": True,
     "concurrency": 10,
     "prefetch": None,
