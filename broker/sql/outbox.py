@@ -6,7 +6,7 @@ import asyncio
 import json
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -145,13 +145,10 @@ class PostgresOutbox:
             self._kept.append(connection)
 
     async def listen(self, wake: Callable[[], None]) -> None:
-        """Call back whenever somebody has added something, and after each reconnect."""
-        while True:
-            with suppress(Exception):  # what is wrong with the database, `take` meets too
-                await self._listen(wake)
-            await asyncio.sleep(1)
+        """Call back now, and whenever somebody has added something; returns when the connection is lost.
 
-    async def _listen(self, wake: Callable[[], None]) -> None:
+        Raises what the database, or its driver, raises.
+        """
         lost = asyncio.Event()
         async with self._store.engine.connect() as connection:
             driver: Any = (await connection.get_raw_connection()).driver_connection
@@ -210,6 +207,7 @@ class SqliteOutbox:
 
     async def listen(self, wake: Callable[[], None]) -> None:
         """SQLite tells nobody."""
+        await asyncio.Event().wait()
 
     async def close(self) -> None:
         """Let another relay work."""

@@ -45,6 +45,8 @@ FAREWELL = 5.0
 """Seconds for which a stopping relay goes on publishing."""
 FORGET = 10.0
 """Seconds after its next try was due, for which a subject that was not published counts as waiting."""
+LISTEN_AGAIN = 1.0
+"""Seconds until a lost connection to be woken by is opened anew."""
 MOST_STUCK = 10_000
 """Subjects that may wait on their own."""
 AMQP_MOST = 255
@@ -117,7 +119,7 @@ class Relay:
     async def running(self) -> AsyncIterator[None]:
         """At work for as long as the context lasts; at its end what is left is published, if RabbitMQ takes it soon."""
         publishing = [asyncio.create_task(self._run(hand)) for hand in range(1 if self._store.sqlite else AT_A_TIME)]
-        listening = asyncio.create_task(self._outbox.listen(self.wake))
+        listening = asyncio.create_task(self._listen())
         if self._store.sqlite:
             _running[self] = asyncio.get_running_loop()
         try:
@@ -132,6 +134,19 @@ class Relay:
                 task.cancel()
             await asyncio.gather(*publishing, listening, return_exceptions=True)
             await self._outbox.close()
+
+    async def _listen(self) -> None:
+        """Be woken by whoever adds something. What is missed meanwhile, polling finds."""
+        told = False
+        while True:
+            try:
+                await self._outbox.listen(self.wake)
+                told = False
+            except Exception as error:
+                if meaning_of(error) is Meaning.FAILED and not told:  # else the rounds meet it, and tell
+                    self._log.warning("relay is not woken", error=in_words(error))
+                    told = True
+            await asyncio.sleep(LISTEN_AGAIN)
 
     async def _run(self, hand: int) -> None:
         poll, pause = POLL["sqlite" if self._store.sqlite else "postgresql"], 0.0

@@ -22,6 +22,7 @@ from broker.errors import AccessRefused
 from broker.memory import Memory
 from broker.sql import Outgoing, report
 from broker.sql import outbox as taking
+from broker.sql import relay as relays
 from broker.sql.outbox import Taken
 from broker.sql.relay import Relay
 from broker.sql.tables import outbox
@@ -420,6 +421,26 @@ async def test_listening_takes_no_connection_of_the_pool(
         await add(database, [weighed()])
         await until(lambda: empty(database))
     await engine.dispose()
+
+
+async def test_a_relay_that_is_not_woken_says_so_once_and_finds_what_waits(
+    postgresql_url: str, database: AsyncEngine, market: Market, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = 0
+
+    async def listen(self: taking.PostgresOutbox, wake: object) -> None:
+        nonlocal tried
+        tried += 1
+        raise RuntimeError("no such channel")
+
+    monkeypatch.setattr(taking.PostgresOutbox, "listen", listen)
+    monkeypatch.setattr(relays, "LISTEN_AGAIN", 0.01)
+    async with market.process(relay(postgresql_url)):
+        await until(lambda: tried > 3)
+        await add(database, [weighed()])
+        await until(lambda: empty(database))
+    told = [line for line in lines if line["event"] == "relay is not woken"]
+    assert [line["error"] for line in told] == ["no such channel"]
 
 
 async def test_events_of_one_transaction_keep_their_order(
