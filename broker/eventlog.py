@@ -68,8 +68,9 @@ class Handling(BaseModel):
     delay: str | None = None
 
 
-Microseconds = Annotated[int, Field(ge=0, le=253_402_300_799_999_999)]
-"""Of the years that Python knows."""
+Began = Annotated[int, Field(ge=0, le=221_845_392_000_000_000)]
+Took = Annotated[int, Field(ge=0, le=10**15)]
+"""Microseconds: to the year 9000, and for 30 years. People who look at times add them up, and Python ends in 9999."""
 
 
 class _Alike(BaseModel):
@@ -85,8 +86,8 @@ class _Alike(BaseModel):
     delay: str | None = None
     events: list[UUID]
     stories: list[UUID | None]
-    began: list[Microseconds]
-    took: list[Microseconds]
+    began: list[Began]
+    took: list[Took]
 
 
 class _Handlings(BaseModel):
@@ -225,7 +226,7 @@ class EventLog:
         if count is None:
             raise ContractError(
                 f"RabbitMQ has no event log {self.name!r}. A service or `Broker` that may declares it when it starts, "
-                "unless BROKER_LOG=off."
+                "unless BROKER_LOG=off. Are BROKER_EXCHANGE and the virtual host right?"
             )
         last = await self._glance("last", prefetch=CHUNK, patience=PATIENCE if count else EMPTY + SLOW * took)
         if count and not last:
@@ -347,7 +348,7 @@ async def open_log(settings: Settings, name: str = "log") -> AsyncIterator[Event
     """
     if not settings.log:
         raise ContractError("The event log is switched off (BROKER_LOG). Switch it on everywhere.")
-    transport = rabbitmq(settings, logger(settings), name)
+    transport = rabbitmq(settings, logger(settings), name, looks=True)
     try:
         await transport.connect()
         yield EventLog(transport, settings)

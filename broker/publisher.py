@@ -343,11 +343,15 @@ def _described(publication: Publication) -> dict[str, str]:
     }
 
 
-def rabbitmq(settings: Settings, log: FilteringBoundLogger, name: str) -> Transport:
-    """The transport over RabbitMQ. aio-pika is imported by those who use it, so that others start faster."""
+def rabbitmq(settings: Settings, log: FilteringBoundLogger, name: str, *, looks: bool = False) -> Transport:
+    """The transport over RabbitMQ. aio-pika is imported by those who use it, so that others start faster.
+
+    Args:
+        looks: it declares nothing of what all share: for those who look at what there is.
+    """
     from broker.rabbitmq import RabbitMQ
 
-    return RabbitMQ(settings, log, name)
+    return RabbitMQ(settings, log, name, looks=looks)
 
 
 def check_event(event: object) -> None:

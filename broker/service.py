@@ -30,7 +30,7 @@ from broker.publisher import Broker, rabbitmq
 from broker.retry import DEFAULT, Delay, Retry
 from broker.settings import Settings
 from broker.subscriber import Around, Subscriber, Subscription
-from broker.topology import check_service_name
+from broker.topology import backfill_queue, check_service_name
 from broker.transactions import Database, Transactions
 from broker.transport import Transport
 
@@ -245,6 +245,8 @@ async def serve(  # noqa: PLR0913  (its parts, and how it begins)
             missed = None
             if backfill is not None:
                 missed = await stack.enter_async_context(_backfill(standing, subscription, backfill, settings, log))
+            elif await transport.count(backfill_queue(service.name)) is not None:
+                log.warning("backfill unfinished", error="what it missed is not handled; with --backfill it goes on")
             stack.push_async_callback(standing.subscriber.drain)
             await (missed or standing.subscriber).start()
         elif backfill is not None:

@@ -85,8 +85,9 @@ class Settings(BaseSettings):
         default=0.5,
         gt=0,
         le=1,
-        description="The share of one processor that a service's process takes while it backfills, at most, so that it "
-        "does not hold up what happens now. 1: as fast as it can.",
+        description="The share of one processor that a service's process takes while it backfills, so that it does not "
+        "hold up what happens now. A thousand events a second are handled in any case, if the handlers can. "
+        "1: as fast as it can.",
     )
     concurrency: int = Field(
         default=10,

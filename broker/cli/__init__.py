@@ -5,6 +5,8 @@ Each module registers its commands with the app of `common`; help lists them in 
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from importlib.metadata import version as installed_version
 from typing import Annotated, NoReturn
@@ -37,6 +39,11 @@ def main() -> NoReturn:
         fail(str(error), error.exit_code)
     except ValidationError as error:
         fail(settings_problem(error), ContractError.exit_code)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the rest of it fails again
+        fail(f"The output cannot be written: {error.strerror}.", 1)
     sys.exit(0)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
+import threading
 from collections.abc import Coroutine, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,10 +25,13 @@ from broker.tools.page import printable as printable  # noqa: PLC0414  (what all
 
 T = TypeVar("T")
 
+WIDE = 200
+"""Characters of a line where nobody says how many there may be."""
+
 EXIT_CODES = (
     "Exit codes: 0 done · 1 unexpected failure · 2 called wrongly (arguments, contract, payload) · "
     "3 RabbitMQ not reachable · 4 refused (login, virtual host, permission) · 5 topology conflict · "
-    "6 not confirmed · 7 database not usable · 130 interrupted."
+    "6 not confirmed · 7 database not usable · 130 interrupted · 143 terminated."
 )
 
 app = typer.Typer(
@@ -71,11 +77,30 @@ def fail(message: str, code: int) -> NoReturn:
 
 
 def wait_for(work: Coroutine[Any, Any, T]) -> T:
-    """Run to the end, or to Ctrl-C."""
+    """Run to the end, to Ctrl-C, or to SIGTERM."""
+    terminated = False
+
+    async def until_terminated() -> T:
+        working = asyncio.current_task()
+
+        def end() -> None:
+            nonlocal terminated
+            terminated = True
+            if working is not None:
+                working.cancel()
+
+        if threading.current_thread() is threading.main_thread():  # signals are its own
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end)
+        return await work
+
     try:
-        return asyncio.run(work)
+        return asyncio.run(until_terminated())
     except KeyboardInterrupt:
         sys.exit(130)
+    except asyncio.CancelledError:
+        if terminated:
+            sys.exit(143)
+        raise
 
 
 def settings() -> Settings:
@@ -141,5 +166,6 @@ def write(option: str, file: Path, content: bytes) -> None:
 
 
 def out() -> Console:
-    """The terminal, or whatever stdout is."""
-    return Console(highlight=False)
+    """The terminal, or whatever stdout is: a file or a pipe has room."""
+    fits = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, width=None if fits else WIDE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 from uuid import UUID
@@ -80,7 +81,8 @@ def log(
             end = None if follow else which.end
             async with aclosing(lines(it, wanted, which.begin, end, handlings=handlings)) as found:
                 async for each in found:
-                    printer.show(each)
+                    left = None if limit is None else limit - printer.shown
+                    printer.show(replace(each, handlings=each.handlings[:left]))
                     if printer.shown == limit:
                         return
 
@@ -147,7 +149,7 @@ class Printer:
 
     def show(self, it: Line) -> None:
         """One message."""
-        self.shown += 1
+        self.shown += len(it.handlings) or 1
         if self._as_json:
             document = it.as_json()
             try:

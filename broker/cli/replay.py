@@ -72,10 +72,10 @@ def replay(
     for name, count in sorted(outcome.events.items()):
         console.print(Text(f"{count:>8}  {printable(name)}"))
     if dry_run:
-        console.print(f"{outcome.count} would be replayed to {service}.")
+        console.print(f"{outcome.count} would be replayed to {service}.", soft_wrap=True)
         return
     waits = f" Nothing consumes its queue now: they wait until {service} starts." if waiting else ""
-    console.print(f"{outcome.count} replayed to {service}.{waits} Next: broker status {service}")
+    console.print(f"{outcome.count} replayed to {service}.{waits} Next: broker status {service}", soft_wrap=True)
 
 
 def notes(asked: Asked, outcome: Outcome) -> Iterator[str]:
@@ -86,9 +86,18 @@ def notes(asked: Asked, outcome: Outcome) -> Iterator[str]:
     for name in asked.wanted.events:
         if name.casefold() not in {one.casefold() for one in came_by}:
             yield f"No event {printable(name)!r} is in that part of the log.{printable(near_miss(name, came_by))}"
-    it = service_named(asked.service, asked.modules or Settings().modules)
-    if outcome.count and not asked.force and it is not None and it.database is None:
-        yield f"{asked.service} has no database, so no inbox: it handles again what it has handled already."
+    if not outcome.count:
+        where = f"from {outcome.begin} to before {outcome.end}" if outcome.begin < outcome.end else "there"
+        yield f"Nothing in the log {where} is what you asked for, and {asked.service} subscribes to."
+    elif not asked.force:
+        it = service_named(asked.service, asked.modules or Settings().modules)
+        if it is None:
+            yield (
+                f"Whether {asked.service} has an inbox is not known: its code was not found. Without one it "
+                "handles again what it has handled already. --from MODULE says where the code is."
+            )
+        elif it.database is None:
+            yield f"{asked.service} has no database, so no inbox: it handles again what it has handled already."
 
 
 @dataclass(frozen=True)

@@ -133,10 +133,11 @@ def age(oldest: timedelta | None) -> str:
 def notes_on(it: ServiceStatus) -> list[Text]:
     """What is wrong with a service, in words."""
     told: list[tuple[str, str]] = []
+    so_far = f"{it.backfill} messages of the log"
     if it.backfill and it.backfill.running:
-        told.append((f"backfilling, {it.backfill}: a process reads what it missed, and its queue after that", "yellow"))
+        told.append((f"backfilling, {so_far}: a process reads what it missed, and its queue after that", "yellow"))
     elif it.backfill:
-        told.append((f"its backfill is unfinished, {it.backfill}: run it with --backfill, and it goes on", "red"))
+        told.append((f"its backfill is unfinished, {so_far}: run it with --backfill, and it goes on", "red"))
     elif it.stopped:
         told.append(("nobody consumes its queue: no process of it runs, or none is connected", "red"))
     if it.paused:

@@ -72,7 +72,7 @@ async def _shared_queue(link: Link, queue: Queue) -> None:
             refused = True
         except (ChannelPreconditionFailed, ChannelNotFoundEntity) as error:
             if asyncio.get_running_loop().time() > patience:
-                raise wedged(queue.name, error) from None
+                raise wedged(queue.name, error, log=True) from None
             await asyncio.sleep(0.1)  # it exists, made by another with other sizes, or is not up yet
 
 

@@ -82,12 +82,19 @@ def translate(error: BaseException, url: str) -> BrokerError:
     return refusals.get(type(error), otherwise)
 
 
-def wedged(queue: str, error: BaseException) -> ConnectionFailed:
-    """A queue that exists and does not work: RabbitMQ was killed just after it was first declared, say."""
+def wedged(queue: str, error: BaseException, *, log: bool = False) -> ConnectionFailed:
+    """A queue that exists and does not work: RabbitMQ is busy, or was killed just after it was first declared, say.
+
+    Args:
+        log: it is the event log.
+    """
+    what, kept = ("queue", "What was in it is in the event log.")
+    if log:
+        what, kept = ("event log", "What is in it would be gone.")
     return ConnectionFailed(
-        f"The queue {queue!r} exists but does not work: {reason(error)}. If it stays so, RabbitMQ lost it in a crash. "
-        f"Delete it (rabbitmqctl delete_queue {queue}, or in the management UI): it is then declared anew. "
-        "What was in it is in the event log."
+        f"The {what} {queue!r} exists but does not work: {reason(error)}. A busy RabbitMQ comes to it. If it stays so, "
+        f"RabbitMQ lost it in a crash: delete it then (rabbitmqctl delete_queue {queue}, or in the management UI), and "
+        f"it is declared anew. {kept}"
     )
 
 
@@ -407,4 +414,4 @@ def reason(error: BaseException | None) -> str:
         return "no answer in time"
     if error.args and isinstance(error.args[0], int) and error.args[0] in errorcode:
         return os.strerror(error.args[0])
-    return " ".join(str(part) for part in error.args) or type(error).__name__
+    return " ".join(str(part) for part in error.args if part is not None) or type(error).__name__

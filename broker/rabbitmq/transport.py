@@ -39,12 +39,13 @@ class RabbitMQ:
         settings: where RabbitMQ is, and how long things may take.
         log: carries the service's name.
         name: names the connections in the management UI.
+        looks: it declares nothing of what all share.
     """
 
-    def __init__(self, settings: Settings, log: FilteringBoundLogger, name: str) -> None:
+    def __init__(self, settings: Settings, log: FilteringBoundLogger, name: str, *, looks: bool = False) -> None:
         guard.install()
         self._settings = settings
-        self._shared = shared_topology(settings)
+        self._shared = Topology() if looks else shared_topology(settings)
         self._topology = Topology()
         self._publishing = Link(
             settings,
@@ -229,7 +230,7 @@ class RabbitMQConsumer:
             async with asyncio.timeout(WEDGED):
                 await self._consume(channel)
         except (ConnectionInternalError, TimeoutError) as error:
-            raise wedged(self._queue, error) from None
+            raise wedged(self._queue, error, log=self._offset is not None) from None
         self.started = True
 
     async def _consume(self, channel: DirectChannel | PlainChannel) -> None:

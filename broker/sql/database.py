@@ -440,5 +440,5 @@ def check_inbox_age(seconds: float, least: float, why: str) -> None:
     if seconds < least:
         raise ContractError(
             f"BROKER_INBOX_MAX_AGE is {seconds / 86400:g} days, but an event can come back after "
-            f"{least / 86400:.1f}: {why}."
+            f"{least / 86400:.1f} days: {why}. Set it to more, or to nothing: then it is computed."
         )

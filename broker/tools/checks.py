@@ -282,7 +282,7 @@ def check_schemas(snapshot: Snapshot) -> Iterator[Finding]:
     if tail.foreign:
         what = f"{tail.foreign} of the latest {tail.looked} messages in the log are no events."
         why = "Somebody publishes something else. Subscribers set it aside as Malformed."
-        yield Finding("note", check, what, why, ("broker tail",))
+        yield Finding("note", check, what, why, (f"broker log --offset {tail.foreign_at}",))
 
 
 def _sources(events: Iterable[Logged]) -> list[str]:
@@ -305,6 +305,9 @@ def check_consumers(snapshot: Snapshot) -> Iterator[Finding]:
         if queue is None:
             continue
         run = snapshot.run(service.name)
+        if snapshot.left_off(service.name):
+            what = f"{service.name}: its backfill is unfinished, and no process is at it."
+            yield Finding("warning", "consumers", what, "What it missed is not handled.", (run,))
         activity = (snapshot.activity or {}).get(service.name)
         if queue.consumers == 0 and queue.ready:
             what = f"{service.name}: nobody consumes its queue, which holds {some(queue.ready, 'event')}."

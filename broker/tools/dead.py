@@ -284,7 +284,7 @@ async def find_places(settings: Settings, modules: Iterable[str]) -> Places:
 @asynccontextmanager
 async def connected(settings: Settings, name: str) -> AsyncIterator[Transport]:
     """A connection for one pass; whatever was held returns to its place when it closes."""
-    transport = rabbitmq(settings, logger(settings), name)
+    transport = rabbitmq(settings, logger(settings), name, looks=True)
     try:
         await transport.connect()
         yield transport

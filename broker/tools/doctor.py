@@ -388,7 +388,7 @@ async def read_log(it: Snapshot, most: int) -> Snapshot:
         return it
     if settings.exchange not in (it.exchanges or {}) or it.amqp is None or it.amqp.trouble:
         return it
-    transport = rabbitmq(settings.model_copy(update={"log": False}), logger(settings), "doctor")  # so it declares none
+    transport = rabbitmq(settings, logger(settings), "doctor", looks=True)
     try:
         await transport.connect()
         return replace(it, log=await _tail(EventLog(transport, settings), most))
@@ -400,7 +400,7 @@ async def read_log(it: Snapshot, most: int) -> Snapshot:
 
 async def _tail(log: EventLog, most: int) -> LogTail:
     span = await log.span()
-    looked, foreign = 0, 0
+    looked, foreign, foreign_at = 0, 0, 0
     counts: Counter[tuple[str, int | None]] = Counter()
     sources: dict[tuple[str, int | None], set[str]] = defaultdict(set)
     async with aclosing(log.read(max(span.first, span.end - most), end=span.end)) as entries:
@@ -411,10 +411,11 @@ async def _tail(log: EventLog, most: int) -> LogTail:
             try:
                 envelope = entry.envelope
             except Malformed:
+                foreign_at = foreign_at if foreign else entry.offset or 0
                 foreign += 1
                 continue
             which = (envelope.name, envelope.version)
             counts[which] += 1
             sources[which].add(envelope.source)
     events = [Logged(*which, count, tuple(sorted(sources[which]))) for which, count in counts.most_common()]
-    return LogTail(looked, foreign, tuple(events))
+    return LogTail(looked, foreign, tuple(events), foreign_at)

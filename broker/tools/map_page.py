@@ -220,7 +220,7 @@ def _drift(drift: tuple[Drift, ...]) -> Iterator[str]:
     yield f'<details class="drift"{is_open}><summary>{_counted(len(drift))}</summary><table>'
     for each in drift:
         text, helps = clean(each.text), clean(each.help)
-        yield f'<tr><th scope="row">{clean(each.about)}</th><td>{text}</td><td><code>{helps}</code></td></tr>'
+        yield f'<tr><th scope="row">{clean(each.about)}</th><td>{text}</td><td>{helps}</td></tr>'
     yield "</table></details>"
 
 

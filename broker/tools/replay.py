@@ -314,7 +314,7 @@ class _Waiter:
 
 @asynccontextmanager
 async def _connected(settings: Settings) -> AsyncIterator[Transport]:
-    transport = rabbitmq(settings, logger(settings), "replay")
+    transport = rabbitmq(settings, logger(settings), "replay", looks=True)
     try:
         await transport.connect()
         yield transport

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from broker.service import Service
 from broker.settings import Settings
+from broker.topology import backfill_lock, backfill_queue
 
 if TYPE_CHECKING:
     from broker.tools.management import Activity, Binding, Exchange, FeatureFlag, Node, Policy, Queue
@@ -103,11 +104,13 @@ class Logged:
 
 @dataclass(frozen=True, slots=True)
 class LogTail:
-    """The latest messages of the event log: how many were looked at, how many are no events, what the others are."""
+    """The latest messages of the event log: how many were looked at, how many are no events, what the others are, and
+    where the first is that is none."""
 
     looked: int
     foreign: int = 0
     events: tuple[Logged, ...] = ()
+    foreign_at: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +181,13 @@ class Snapshot:
 
     def run(self, service: str) -> str:
         """The command that runs a service."""
-        return shlex.join(["broker", "run", self.modules.get(service, f"MODULE:{service}")])
+        backfill = ["--backfill", "7d"] if self.left_off(service) else []
+        return shlex.join(["broker", "run", self.modules.get(service, f"MODULE:{service}"), *backfill])
+
+    def left_off(self, service: str) -> bool:
+        """Whether its backfill is unfinished, and no process is at it."""
+        queues = self.queues or {}
+        return backfill_queue(service) in queues and backfill_lock(service) not in queues
 
     def broker(self, command: str, *words: str) -> str:
         """A command of ours that looks for the code where this one did."""

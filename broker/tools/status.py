@@ -95,6 +95,11 @@ class ServiceStatus:
         return self.consumers == 0 and not (self.backfill and self.backfill.running)
 
     @property
+    def left_off(self) -> bool:
+        """Its backfill is unfinished, and no process is at it."""
+        return self.backfill is not None and not self.backfill.running
+
+    @property
     def falling_behind(self) -> bool:
         """Events come faster than they go, and many are ready."""
         return self.ready >= MANY and self.rate_in > self.rate_out
@@ -140,6 +145,7 @@ class Status:
         """What to type next, for the worst that there is."""
         worse: list[tuple[Callable[[ServiceStatus], int], Callable[[str], str]]] = [
             (lambda it: it.stopped * (it.ready + 1), self._run),
+            (lambda it: it.left_off, self._run),
             (lambda it: bool(it.paused) * (it.ready + 1), "broker status {} --watch".format),
             (lambda it: it.dead, "broker dead show {}".format),
             (lambda it: it.falling_behind * it.ready, self._run),
@@ -152,7 +158,8 @@ class Status:
         return "broker tail" if self.services else "broker run MODULE"
 
     def _run(self, service: str) -> str:
-        return f"broker run {self.modules.get(service, f'MODULE:{service}')}"
+        left_off = any(it.service == service and it.left_off for it in self.services)
+        return f"broker run {self.modules.get(service, f'MODULE:{service}')}{' --backfill 7d' if left_off else ''}"
 
     def as_json(self) -> dict[str, Any]:
         """All of it, for programs."""

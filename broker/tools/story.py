@@ -131,7 +131,7 @@ class Attempt:
     @property
     def ended(self) -> datetime:
         """When it ended."""
-        return self.began + timedelta(seconds=self.handling.took)
+        return later(self.began, self.handling.took)
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,6 +342,14 @@ def _step_as_json(step: Step) -> dict[str, Any]:
 _OF_AN_ATTEMPT = {"outcome", "attempt", "started", "took", "handler", "error", "delay"}
 
 
+def later(at: datetime, seconds: float) -> datetime:
+    """A moment, and so much later; Python's last, if that is beyond it: somebody's clock says so."""
+    try:
+        return at + timedelta(seconds=seconds)
+    except OverflowError:
+        return datetime.max.replace(tzinfo=UTC)
+
+
 # -- in words --------------------------------------------------------------------------------------------------------
 
 
@@ -528,7 +536,7 @@ def _delivered(
     if last.handling.outcome != "retrying":
         return Delivered(service, attempts, last.handling.outcome)
     try:
-        due = last.ended + timedelta(seconds=Delay.parse(last.handling.delay or "").seconds)
+        due = later(last.ended, Delay.parse(last.handling.delay or "").seconds)
     except BrokerError:
         return Delivered(service, attempts, "retrying", "in its retry queue")
     return Delivered(service, attempts, "retrying", _until(due, service, standing), due)

@@ -252,7 +252,7 @@ class Reader:
                 gathering = await self._gather(log, span, correlation_id, since, within)
             found = gathering.found
             if found.empty:
-                raise ContractError(await self._not_found(log, span, correlation_id))
+                raise ContractError(await self._not_found(log, span, correlation_id, since))
             if correlation_id not in found.events:
                 found.first = await log.time_at(span.first)
         return await self._told_of(found)
@@ -341,8 +341,9 @@ class Reader:
                     clocks.clear()
                     self._told((entry.offset or span.first) - span.first, span.end - span.first)
                 yield entry
-        if clocks:
-            self._late = median_low(clocks)
+        if clocks:  # all of it was read; a clock that is ahead says nothing
+            now = datetime.now(UTC)
+            self._late = max((clock for clock in clocks if clock <= now), default=now)
 
     # -- who should have handled it ----------------------------------------------------------------------------------
 
@@ -363,8 +364,8 @@ class Reader:
             silence = str(error)
         try:
             services = find_services(self._modules)
-        except BrokerError:
-            return Subscriptions(silence=silence)
+        except BrokerError as error:
+            return Subscriptions(silence=f"{silence} {error}")
         patterns = {it.name: tuple(it.handlers.bindings) for it in services if it.subscribes}
         return Subscriptions(FROM_CODE, patterns, silence=silence)
 
@@ -385,8 +386,11 @@ class Reader:
 
     # -- what somebody may have meant --------------------------------------------------------------------------------
 
-    async def _not_found(self, log: EventLog, span: Span, wanted: UUID) -> str:
+    async def _not_found(self, log: EventLog, span: Span, wanted: UUID, since: datetime | None) -> str:
         """That nothing of a story is there, what is near it, and what it may have been."""
+        if since is not None:
+            after = f"{since.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+            return f"Nothing of the story {wanted} is in the event log since {after}. Leave out --since."
         reach = await self._reach(log, span)
         at = time_of(wanted)
         said = f" Its id is of {at:%Y-%m-%d %H:%M:%S} UTC." if at is not None else ""

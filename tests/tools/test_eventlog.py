@@ -35,7 +35,8 @@ SMALL_LOG = Topology(
 
 @pytest.fixture
 async def log(world: World) -> AsyncIterator[EventLog]:
-    """The log of a RabbitMQ where nothing has happened."""
+    """The log of a RabbitMQ where nothing has happened but that somebody declared it."""
+    await world.broker()
     async with open_log(world.settings()) as opened:
         yield opened
 

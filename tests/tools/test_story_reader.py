@@ -346,6 +346,12 @@ async def test_what_is_not_there_is_said_with_what_is_near(world: World, reader:
 
 
 async def test_an_empty_log_and_no_log(world: World, reader: Reader, management: Management) -> None:
+    with pytest.raises(
+        ContractError, match=r"no event log 'events.log'.* Are BROKER_EXCHANGE and the virtual host right"
+    ):
+        await reader.story(uuid4())
+    assert await management.queues() == [], "who looks declares nothing"
+    await world.broker("scales")
     with pytest.raises(ContractError, match="0 messages"):
         await reader.story(uuid4())
     await management.delete_queue("events.log")
