@@ -42,9 +42,14 @@ class ConnectionFailed(BrokerError):
 
 
 class AccessRefused(BrokerError):
-    """RabbitMQ refused the login, the virtual host, or a permission. Trying again does not help."""
+    """RabbitMQ refused the login, the virtual host, or a permission. Trying again does not help.
+
+    Attributes:
+        of_key: it refused a publish with this routing key, and may take others.
+    """
 
     exit_code = 4
+    of_key = False
 
 
 class TopologyConflict(BrokerError):

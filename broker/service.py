@@ -246,7 +246,7 @@ async def serve(  # noqa: PLR0913  (its parts, and how it begins)
             if backfill is not None:
                 missed = await stack.enter_async_context(_backfill(standing, subscription, backfill, settings, log))
             elif await transport.count(backfill_queue(service.name)) is not None:
-                log.warning("backfill unfinished", error="what it missed is not handled; with --backfill it goes on")
+                log.warning("not backfilled", error="its backfill is unfinished; with --backfill it goes on")
             stack.push_async_callback(standing.subscriber.drain)
             await (missed or standing.subscriber).start()
         elif backfill is not None:

@@ -57,8 +57,11 @@ def relay(chosen: Database = None) -> None:
     For programs that are no services: a web application, a batch job. A service with a database relays by itself.
     Several may run at once.
     """
+    from broker.sql.database import url_of  # SQLAlchemy takes a while to import
+
     environment = Settings()
     url = named(chosen, environment)
+    url_of(url)  # before anything is connected
     own = environment.model_copy(update={"relay": True})
     sys.exit(run_service(Service("relay", database=url), own))
 

@@ -22,7 +22,10 @@ def refusal(error: BaseException, message: Message) -> TooLarge | AccessRefused 
         return TooLarge(f"{text}. Lower BROKER_MAX_MESSAGE_BYTES to what RabbitMQ takes, and send less.")
     ours = f"'{message.exchange}'" in text and ("topic" not in text or f"'{message.key}'" in text)
     if isinstance(error, ChannelAccessRefused) and ours:
-        return AccessRefused(f"RabbitMQ refused the publish: {text}. Grant write permission for this key.")
+        what = "for this key" if "topic" in text else "on the exchange"
+        refused = AccessRefused(f"RabbitMQ refused the publish: {text}. Grant write permission {what}.")
+        refused.of_key = "topic" in text
+        return refused
     return None
 
 

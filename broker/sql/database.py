@@ -13,10 +13,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from enum import Enum
 from pathlib import Path
+from time import monotonic
 from typing import Any
 from urllib.parse import unquote, urlsplit
 from weakref import WeakKeyDictionary, WeakSet
@@ -41,6 +42,12 @@ SPARE = 5
 """Connections beyond those of the handlers: the relay's, the one that listens, that of pruning, one for look-ups."""
 
 
+SILENT = 10.0
+"""Seconds without an answer to what takes milliseconds, after which the database is said to be silent."""
+SECRETS = ("password", "passfile", "sslpassword", "sslkey")
+"""Parameters of a URL that nobody is shown."""
+
+
 class Meaning(Enum):
     """What a failure of the database says about the transaction that met it."""
 
@@ -50,6 +57,8 @@ class Meaning(Enum):
     FAILED = "the statement was wrong"
 
 
+REFUSED_STATES = "42"
+"""PostgreSQL: a permission is missing, or a table."""
 OVERTAKEN_STATES = {"40001", "40P01", "55P03"}
 """PostgreSQL: serialization failure, deadlock, lock not available."""
 AWAY_STATES = ("08", "53", "57P", "58", "25006")
@@ -74,13 +83,19 @@ def meaning_of(error: BaseException) -> Meaning:
     original: Any = error.orig if isinstance(error, DBAPIError) else error
     if (code := getattr(original, "sqlite_errorcode", None)) is not None:
         return _meaning_of_code(code)
-    state = getattr(original, "sqlstate", None) or getattr(getattr(original, "__cause__", None), "sqlstate", None) or ""
+    state = state_of(error)
     if state in OVERTAKEN_STATES:
         return Meaning.OVERTAKEN
     if state == COLLIDED_STATE:
         return Meaning.COLLIDED
     away = state.startswith(AWAY_STATES) or (isinstance(error, DBAPIError) and error.connection_invalidated)
     return Meaning.AWAY if away else Meaning.FAILED
+
+
+def state_of(error: BaseException) -> str:
+    """PostgreSQL's code of a failure; empty if it has none."""
+    original: Any = error.orig if isinstance(error, DBAPIError) else error
+    return getattr(original, "sqlstate", None) or getattr(getattr(original, "__cause__", None), "sqlstate", None) or ""
 
 
 def _meaning_of_code(code: int) -> Meaning:
@@ -108,6 +123,7 @@ class Store:
         self.sqlite = engine.dialect.name == "sqlite"
         self.commits = _commits(engine.sync_engine)
         self._met: WeakSet[BaseException] = WeakSet()
+        self._asked: dict[object, float] = {}
         event.listen(engine.sync_engine, "handle_error", self._note)
 
     def close(self) -> None:
@@ -130,6 +146,22 @@ class Store:
     def name(self) -> str:
         """As people know it: the path of a SQLite file, else the URL without its password."""
         return name_of(self.engine.url)
+
+    @contextlib.contextmanager
+    def asked(self) -> Iterator[None]:
+        """Wait for an answer that waits for nobody else."""
+        question = object()
+        self._asked[question] = monotonic()
+        try:
+            yield
+        finally:
+            del self._asked[question]
+
+    @property
+    def silence(self) -> str | None:
+        """What to say of a database that keeps a connection open and does not answer; else None."""
+        waited = monotonic() - min(self._asked.values(), default=monotonic())
+        return f"no connection to {self.name}, or no answer from it, for {waited:.0f} s" if waited > SILENT else None
 
     @asynccontextmanager
     async def committing(self) -> AsyncIterator[AsyncConnection]:
@@ -252,10 +284,10 @@ def _path(url: URL) -> str:
 
 
 def name_of(url: URL) -> str:
-    """A database as people know it, without its password."""
+    """A database as people know it, without its password, wherever that stands."""
     if url.get_backend_name() == "sqlite" and not in_memory(url):
-        return str(Path(_path(url)).absolute())
-    return url.render_as_string(hide_password=True)
+        return str(Path(_path(url)).resolve())  # a link is the same database
+    return url.difference_update_query(SECRETS).render_as_string(hide_password=True)
 
 
 @asynccontextmanager
@@ -302,6 +334,22 @@ def _engine(database: str | AsyncEngine, handlers: int) -> tuple[AsyncEngine, bo
         raise DatabaseUnusable(
             f"A database is given as its URL (str) or an AsyncEngine, not as {type(database).__name__}."
         )
+    url = url_of(database)
+    try:
+        return make_engine(url, handlers), True
+    except ImportError as error:
+        install = f"pip install 'business-events[{EXTRAS[url.drivername]}]'"
+        raise DatabaseUnusable(f"The driver of {name_of(url)} is not installed ({error.name}): {install}.") from None
+    except (SQLAlchemyError, NoSuchModuleError, ValueError, TypeError) as error:
+        raise DatabaseUnusable(f"The database {name_of(url)} cannot be used: {error}") from None
+
+
+def url_of(database: str) -> URL:
+    """A database's URL, read.
+
+    Raises:
+        DatabaseUnusable: it is none, or that of a database that is not supported.
+    """
     try:
         url = make_url(database)
     except (ArgumentError, ValueError):  # its message would repeat the URL, or a part of it
@@ -310,17 +358,11 @@ def _engine(database: str | AsyncEngine, handlers: int) -> tuple[AsyncEngine, bo
             "sqlite+aiosqlite:///path."
         ) from None
     url = url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
-    extra = EXTRAS.get(url.drivername)
-    if extra is None:
+    if url.drivername not in EXTRAS:
         raise _unsupported(url.drivername)
-    try:
-        return make_engine(url, handlers), True
-    except ImportError as error:
-        raise DatabaseUnusable(
-            f"The driver of {name_of(url)} is not installed ({error.name}): pip install 'business-events[{extra}]'."
-        ) from None
-    except (SQLAlchemyError, NoSuchModuleError, ValueError, TypeError) as error:
-        raise DatabaseUnusable(f"The database {name_of(url)} cannot be used: {error}") from None
+    if "sslmode" in url.query and url.get_backend_name() == "postgresql":
+        raise DatabaseUnusable(f"The driver of {name_of(url)} knows no sslmode=. Write ssl=: ?ssl=require, say.")
+    return url
 
 
 def _unsupported(drivername: str) -> DatabaseUnusable:
@@ -333,9 +375,12 @@ def _unsupported(drivername: str) -> DatabaseUnusable:
 def make_engine(url: URL, handlers: int) -> AsyncEngine:
     """An engine as `Store` wants it. On SQLite: a fair wait for other processes."""
     if url.get_backend_name() != "sqlite":
-        return create_async_engine(url, pool_size=handlers + SPARE, max_overflow=0, pool_pre_ping=True)
+        return create_async_engine(
+            url, pool_size=handlers + SPARE, max_overflow=0, pool_pre_ping=True, hide_parameters=True
+        )
     engine = create_async_engine(
         url,
+        hide_parameters=True,  # an error's text goes into log lines and dead letters
         poolclass=AsyncAdaptedQueuePool,
         pool_size=1 if in_memory(url) else handlers + SPARE,  # each connection to memory is a database of its own
         max_overflow=0,
@@ -366,7 +411,8 @@ async def _check(store: Store, timeout: float, create: bool) -> None:
     except TimeoutError:
         raise DatabaseUnusable(f"The database {store.name} did not answer within {timeout:g} s.") from None
     except _NotYet as error:
-        raise DatabaseUnusable(f"The database {store.name} cannot be used: {error}") from None
+        hint = "" if store.sqlite else ". Is it running, and is its address right?"
+        raise DatabaseUnusable(f"The database {store.name} cannot be used: {error}{hint}") from None
     except DatabaseUnusable as error:
         raise DatabaseUnusable(f"The database {store.name} cannot be used: {error}.") from None
 
@@ -377,7 +423,7 @@ class _NotYet(Exception):
 
 async def _check_once(store: Store, create: bool) -> None:
     try:
-        if store.sqlite:
+        if store.sqlite and create:
             # It stays so: else nobody commits while anybody reads. SQLite does not wait for writers here: try often.
             async with store.engine.connect() as connection:
                 await _directly(connection, "PRAGMA journal_mode=WAL")
@@ -428,7 +474,7 @@ def _make_folder(url: URL) -> None:
         try:
             Path(name_of(url)).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DatabaseUnusable(str(error)) from None
+            raise DatabaseUnusable(f"its folder cannot be made: {error}") from None
 
 
 def check_inbox_age(seconds: float, least: float, why: str) -> None:

@@ -36,7 +36,18 @@ from structlog.typing import FilteringBoundLogger
 from broker.envelope import Envelope
 from broker.errors import ContractError
 from broker.publisher import Broker, Publication
-from broker.sql.database import Meaning, Statement, Store, begin, in_transaction, in_words, insert_if_new, meaning_of
+from broker.sql.database import (
+    REFUSED_STATES,
+    Meaning,
+    Statement,
+    Store,
+    begin,
+    in_transaction,
+    in_words,
+    insert_if_new,
+    meaning_of,
+    state_of,
+)
 from broker.sql.relay import Relay
 from broker.sql.tables import ADDED, CAUSE, inbox, known_as, outbox, row
 
@@ -197,9 +208,11 @@ class SqlTransactions:
         """
         phase = Phase.BEFORE
         try:
-            async with self._store.engine.connect() as connection:
-                if not again and await self._is_known(connection, entry):
-                    return False
+            async with AsyncExitStack() as stack:
+                with self._store.asked():
+                    connection = await stack.enter_async_context(self._store.engine.connect())
+                    if not again and await self._is_known(connection, entry):
+                        return False
                 async with Turn(self._store) as turn:
                     begun = await self._begin(connection, turn, alone=alone)
                     transaction = connection.get_transaction()
@@ -275,8 +288,8 @@ class SqlTransactions:
     def _meaning(self, error: Exception, phase: Phase) -> Meaning:
         if phase is Phase.BEFORE:  # no handler can be blamed: a login is refused, or a table is gone, say
             return Meaning.OVERTAKEN if meaning_of(error) is Meaning.OVERTAKEN else Meaning.AWAY
-        if phase is Phase.AFTER:
-            return meaning_of(error)
+        if phase is Phase.AFTER:  # nor here, if our own statements are refused
+            return Meaning.AWAY if state_of(error).startswith(REFUSED_STATES) else meaning_of(error)
         found = (self._store.met(cause) for cause in _causes(error))
         return next((meaning for meaning in found if meaning is not Meaning.FAILED), Meaning.FAILED)
 
@@ -297,6 +310,7 @@ class SqlTransactions:
 
     def problems(self) -> list[str]:
         away = [f"the database {self._store.name} cannot be used: {self._away}"] if self._away else []
+        away += [self._store.silence] if self._store.silence else []
         return [*away, *(problem for problem in self._relay.problems() if not away)]
 
 

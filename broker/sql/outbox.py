@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -31,6 +32,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from broker.errors import DatabaseUnusable
 from broker.sql.database import Store, in_memory, name_of
 from broker.sql.tables import CHANNEL, LANES, lanes, outbox, waiting
 
@@ -129,16 +131,17 @@ class PostgresOutbox:
         The transaction that holds them ends with the context.
         """
         async with AsyncExitStack() as stack:
-            if self._kept:
-                stack.push_async_exit(connection := self._kept.pop())
-            else:
-                connection = await stack.enter_async_context(self._store.engine.connect())
-                # whatever else the engine is set to: rows are looked for after their lanes are locked
-                await connection.execution_options(isolation_level="READ COMMITTED")
-                await connection.run_sync(Connection.detach)  # it is kept, and not one of the pool's any more
-            found = [lane for (lane,) in await connection.execute(FREE_LANES, {"besides": besides})]
-            some = {"lanes": found, "besides": besides}
-            rows = (await connection.execute(OF_LANES, some)).all() if found else []
+            with self._store.asked():
+                if self._kept:
+                    stack.push_async_exit(connection := self._kept.pop())
+                else:
+                    connection = await stack.enter_async_context(self._store.engine.connect())
+                    # whatever else the engine is set to: rows are looked for after their lanes are locked
+                    await connection.execution_options(isolation_level="READ COMMITTED")
+                    await connection.run_sync(Connection.detach)  # it is kept, and not one of the pool's any more
+                found = [lane for (lane,) in await connection.execute(FREE_LANES, {"besides": besides})]
+                some = {"lanes": found, "besides": besides}
+                rows = (await connection.execute(OF_LANES, some)).all() if found else []
             yield Taken(self._store, rows, connection)
             await connection.commit()
             stack.pop_all()
@@ -194,14 +197,19 @@ class SqliteOutbox:
     def _acquire(self) -> bool:
         if in_memory(self._store.engine.url):
             return True
-        lock = sqlite3.connect(
-            f"{name_of(self._store.engine.url)}-relay", timeout=0, isolation_level=None, check_same_thread=False
-        )
-        try:
-            lock.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError:
-            lock.close()
-            return False
+        file = f"{name_of(self._store.engine.url)}-relay"
+        with ExitStack() as stack:
+            try:
+                lock = sqlite3.connect(file, timeout=0, isolation_level=None, check_same_thread=False)
+                stack.callback(lock.close)
+                lock.execute("BEGIN EXCLUSIVE")
+                if not os.access(file, os.W_OK):  # then several may have it
+                    raise DatabaseUnusable(f"the lock of relays, {file}, cannot be taken: it cannot be written.")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+                    return False
+                raise DatabaseUnusable(f"the lock of relays, {file}, cannot be taken: {error}.") from None
+            stack.pop_all()
         self._lock = lock
         return True
 

@@ -51,7 +51,7 @@ MOST_STUCK = 10_000
 """Subjects that may wait on their own."""
 AMQP_MOST = 255
 """Bytes of a name in AMQP."""
-NEVER = (TooLarge, AccessRefused, ContractError)
+OF_ONE = (TooLarge, ContractError)
 """Refusals of one event, which would be refused again."""
 
 
@@ -159,8 +159,8 @@ class Relay:
                 problem = f"the outbox cannot be published: {error}"
             except Exception as error:
                 problem = f"the outbox in {self._store.name} cannot be read: {in_words(error)}"
-                if meaning_of(error) is Meaning.FAILED:
-                    self._log.exception("unexpected", error=str(error))
+                if meaning_of(error) is Meaning.FAILED and problem not in self._problems.values():
+                    self._log.exception("unexpected", error=in_words(error))
             self._note(hand, problem or self._waiting())
             if self._stopping.is_set() and not moved:
                 self._woken.set()  # for the other hand, if there is one
@@ -295,7 +295,7 @@ class Sending:
                     )
                 check_texts(row)
                 return self._broker.forward(message_of(row, settings.exchange), UnderWay(self, subject, row))
-            except NEVER as error:
+            except OF_ONE as error:
                 self.refuse(row, error)
         self._under_way -= 1
         if not self._under_way and not self._all.done():
@@ -328,12 +328,17 @@ class UnderWay:
 
     def set_exception(self, error: Exception, /) -> None:
         self._over = True
-        if isinstance(error, NEVER):
+        if is_of_one(error):
             self._sending.refuse(self._row, error)
         else:
             self._sending.stuck[self._row.subject_hash] = error
             self._subject.clear()  # those after it wait, too
         self._sending.publish_next(self._subject)
+
+
+def is_of_one(error: Exception) -> bool:
+    """Whether it is a refusal of one event, which would be refused again. One of the exchange concerns all of them."""
+    return isinstance(error, OF_ONE) or (isinstance(error, AccessRefused) and error.of_key)
 
 
 def check_texts(row: Row[Any]) -> None:

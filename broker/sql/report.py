@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import func, select, update
 
 from broker.errors import DatabaseUnusable
-from broker.sql.database import open_store, refuse_schema
+from broker.sql.database import in_memory, open_store, refuse_schema, url_of
 from broker.sql.tables import DIALECTS, UPGRADES, VERSION, inbox, outbox, statements, version, waiting
 
 SHOWN = 20
@@ -67,6 +67,8 @@ async def initialise(database: str, *, timeout: float) -> tuple[str, int | None]
     Raises:
         DatabaseUnusable: it cannot be reached, or this user may not.
     """
+    if in_memory(url_of(database)):
+        raise DatabaseUnusable("A database in memory ends with this command. Name a file: sqlite+aiosqlite:///path.")
     async with open_store(database, timeout=timeout, create=True) as store:
         return store.name, store.found
 

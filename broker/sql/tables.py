@@ -296,6 +296,8 @@ def check_version(found: int | None, *, upgradable: bool = False) -> None:
     """
     if found is None:
         raise DatabaseUnusable("its tables of broker are missing. Create them: broker database init")
+    if found < 1:
+        raise DatabaseUnusable(f"its table {version.fullname} says {found}, a version that there never was")
     if found > VERSION:
         raise DatabaseUnusable(
             f"its tables of broker are of version {found}; this package knows {VERSION}. "

@@ -6,6 +6,7 @@ import json
 import signal
 from collections import Counter
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -158,7 +159,10 @@ async def test_two_replays_of_a_service_do_not_run_at_once(shop: Shop, start: St
     assert "Another replay of 'shelves' is under way" in refused.err
 
 
-async def test_an_interrupted_replay_says_how_to_go_on_and_nothing_is_missed(shop: Shop, start: Start) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+async def test_an_interrupted_replay_says_how_to_go_on_and_nothing_is_missed(
+    shop: Shop, start: Start, number: signal.Signals, code: int
+) -> None:
     shelves = start(BROKER, "run", "shelves:service", url=shop.url, folder=shop.folder)
     await shelves.logged("started")
     await shop.publish(*range(60))
@@ -166,8 +170,8 @@ async def test_an_interrupted_replay_says_how_to_go_on_and_nothing_is_missed(sho
     words = (BROKER, "replay", "shelves", "--since", "1h", "--rate", "20")
     replaying = start(*words, url=shop.url, folder=shop.folder, environ=shop.environ)
     await until(lambda: len(shelves.lines("handled")) >= 70, 20)
-    replaying.signal(signal.SIGINT)
-    assert await replaying.ended() == 130
+    replaying.signal(number)
+    assert await replaying.ended() == code
     command = replaying.err.strip().splitlines()[-1].split()
     assert command[:3] == ["broker", "replay", "shelves"]
     await shop.publish(1000)
@@ -179,6 +183,21 @@ async def test_an_interrupted_replay_says_how_to_go_on_and_nothing_is_missed(sho
     assert sorted(counts.values()) == [1] + 60 * [2], (
         "what came after the first replay had begun is none of its business"
     )
+
+
+async def test_a_replay_of_nothing_and_an_inbox_that_is_not_known_are_told(shop: Shop, start: Start) -> None:
+    shelves = start(BROKER, "run", "shelves:service", url=shop.url, folder=shop.folder)
+    await shelves.logged("started")
+    await shop.publish(1)
+    nothing = await shop.run("replay", "shelves", "--id", str(uuid4()))
+    assert nothing.code == 0
+    assert "is what you asked for, and shelves subscribes to" in nothing.err
+    there = shop.environ | {"BROKER_MODULES": "services"}
+    elsewhere = await broker("replay", "shelves", "--since", "1h", url=shop.url, environ=there)
+    assert elsewhere.code == 0, elsewhere.err
+    assert "Whether shelves has an inbox is not known" in elsewhere.err
+    for words in (["--offset", "50", "--end", "20"], ["--since", "2999-01-01"]):
+        assert (await shop.run("replay", "shelves", *words)).code == 2
 
 
 async def test_what_became_of_events_is_told_and_followed(shop: Shop, start: Start) -> None:

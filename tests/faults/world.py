@@ -348,18 +348,19 @@ class World:
 
     # -- the end -------------------------------------------------------------------------------------------------
 
-    async def finish(self, *, waits: bool = False, logged: bool = True) -> Books:
+    async def finish(self, *, waits: bool = False, logged: bool = True, within: float = SETTLING) -> Books:
         """Let the publisher end, wait until all is settled, end the subscribers, and balance the books.
 
         Args:
             waits: events may stay in retry queues.
             logged: the event log has been there all the time.
+            within: seconds after the last publish.
         """
         if self.publisher is not None:
             (self.folder / "stop").touch()
             await self.publisher.ended()
         with contextlib.suppress(AssertionError):  # what has not settled by now shows in the books
-            await until(lambda: self._settled(waits=waits), SETTLING, every=0.3)
+            await until(lambda: self._settled(waits=waits), within, every=0.3)
         for subscriber in self.subscribers:
             await subscriber.stop()
         books = await self.books(logged=logged)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,9 +20,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from broker import Context, Service
 from broker.sql.database import Meaning, make_engine, meaning_of
 from broker.sql.inbox import _pause
+from tests.acceptance.running import ROOT
 from tests.parcels import ParcelSent, ParcelWeighed, weighed
 from tests.sql.effects import Market, Process, effects, note, packing, stored
 from tests.waiting import until
+
+GUIDE = ROOT / "docs" / "exactly-once.md"
 
 Lines = list[dict[str, Any]]
 
@@ -259,6 +263,57 @@ async def test_before_a_handler_is_called_nothing_is_its_failure(
         await handled(market)
         await until(lambda: _is(database, (2, 2, 0)))
     assert market.on_the_ladder("packing") == 0
+
+
+async def test_a_database_that_keeps_silent_is_told(
+    postgresql_url: str, database: AsyncEngine, market: Market, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that is frozen, or behind a network that loses everything: nothing fails, nothing comes."""
+    monkeypatch.setattr("broker.sql.database.SILENT", 0.2)
+    async with market.process(packing(postgresql_url)) as process:
+        async with database.begin() as connection:
+            await connection.execute(text("LOCK TABLE broker_inbox IN ACCESS EXCLUSIVE MODE"))
+            await market.outside.publish(weighed(1))
+            await until(lambda: any("no answer from it" in problem for problem in process.problems()))
+        await handled(market)
+        await until(lambda: process.problems() == [])
+
+
+async def test_with_the_documented_rights_a_service_works_and_with_fewer_nothing_is_the_handlers_failure(
+    postgresql_url: str, database: AsyncEngine, market: Market, postgres: Any
+) -> None:
+    postgres.psql("CREATE ROLE worker LOGIN" if "worker" not in postgres.psql("SELECT rolname FROM pg_roles") else "")
+    async with database.begin() as connection:
+        for right in re.findall(r"^(GRANT .*) TO packing;$", GUIDE.read_text(), re.MULTILINE):
+            await connection.execute(text(f"{right} TO worker"))
+        await connection.execute(text("GRANT ALL ON effects, counters TO worker"))
+        await connection.execute(text("GRANT USAGE ON SEQUENCE effects_id_seq TO worker"))
+        await connection.execute(text("REVOKE INSERT ON broker_inbox FROM worker"))
+    url = make_url(postgresql_url).set(username="worker").render_as_string(hide_password=False)
+    async with market.process(packing(url)) as process:
+        await market.outside.publish(weighed(1))
+        await until(lambda: any("permission denied for table broker_inbox" in it for it in process.problems()))
+        async with database.begin() as connection:
+            await connection.execute(text("GRANT INSERT ON broker_inbox TO worker"))
+        await handled(market)
+        await until(lambda: process.problems() == [])
+        await until(lambda: _is(database, (1, 1, 0)))
+    assert market.on_the_ladder("packing") == 0
+
+
+async def test_the_data_of_an_event_stand_in_no_error(
+    database_url: str, database: AsyncEngine, market: Market, lines: Lines
+) -> None:
+    service = Service("packing", database=database_url)
+
+    @service.on(ParcelWeighed)
+    async def pack(event: ParcelWeighed, context: Context) -> None:
+        await context.transaction.execute(text("INSERT INTO nowhere VALUES (:card)"), {"card": "4111-SECRET"})
+
+    async with market.process(service):
+        await market.outside.publish(weighed(1))
+        await until(lambda: [line for line in lines if "nowhere" in str(line.get("error"))])
+    assert "4111-SECRET" not in str(lines)
 
 
 async def test_a_full_disk_is_waited_for(sqlite_url: str, database: AsyncEngine, market: Market, lines: Lines) -> None:

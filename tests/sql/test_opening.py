@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -21,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from broker import Context, ContractError, Service
 from broker.errors import DatabaseUnusable
 from broker.sql import report, tables
-from broker.sql.database import BUSY_TIMEOUT, open_store
+from broker.sql.database import BUSY_TIMEOUT, name_of, open_store
 from broker.testing import Harness
 from tests.acceptance.running import broker
 from tests.parcels import ParcelWeighed, weighed
@@ -108,6 +109,26 @@ async def test_nobody_there_is_said_without_the_password() -> None:
     why = await refused(f"postgresql://user:{SECRET}@127.0.0.1:1/name", timeout=0.3)
     assert "The database postgresql+asyncpg://user:***@127.0.0.1:1/name cannot be used" in why
     assert SECRET not in why
+
+
+def test_a_password_is_hidden_wherever_it_stands_in_the_url() -> None:
+    url = f"postgresql+asyncpg://host/name?user=web&password={SECRET}&ssl=require"
+    assert name_of(make_url(url)) == "postgresql+asyncpg://host/name?ssl=require&user=web"
+
+
+async def test_a_parameter_of_another_driver_is_told() -> None:
+    assert "Write ssl=: ?ssl=require" in await refused("postgresql://host/name?sslmode=require")
+
+
+async def test_a_relay_refuses_a_wrong_url_before_it_connects() -> None:
+    ended = await broker("relay", url="amqp://127.0.0.1:1/", environ={"BROKER_DATABASE": "foo"})
+    assert ended.code == 7
+    assert "A database's URL is not of the form" in ended.err
+
+
+async def test_tables_in_memory_are_not_made_for_nobody() -> None:
+    with pytest.raises(DatabaseUnusable, match="in memory ends with this command"):
+        await report.initialise("sqlite://", timeout=5)
 
 
 @pytest.mark.parametrize("name", ["no_such_database", None])
@@ -200,6 +221,13 @@ async def test_newer_tables_are_refused(database_url: str, database: AsyncEngine
     assert "are of version 99" in await refused(database_url, create=True)
 
 
+async def test_tables_of_no_version_are_refused(database_url: str, database: AsyncEngine) -> None:
+    async with database.begin() as connection:
+        await connection.execute(text("UPDATE broker_version SET version = 0"))
+    for create in (False, True):
+        assert "broker_version says 0, a version that there never was" in await refused(database_url, create=create)
+
+
 async def test_older_tables_are_upgraded_step_by_step(
     database_url: str, database: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +282,17 @@ async def test_looking_at_a_file_that_is_not_there_does_not_create_it(tmp_path: 
     with pytest.raises(DatabaseUnusable, match="there is no such file"):
         await report.look(f"sqlite+aiosqlite:///{tmp_path}/typo/x.db", timeout=5)
     assert os.listdir(tmp_path) == []
+
+
+async def test_looking_at_a_file_does_not_change_it(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE t (x)")
+        connection.commit()
+    before = path.read_bytes()
+    with pytest.raises(DatabaseUnusable, match="its tables of broker are missing"):
+        await report.look(f"sqlite+aiosqlite:///{path}", timeout=5)
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])

@@ -270,7 +270,13 @@ async def test_a_row_of_somebody_elses_that_amqp_has_no_room_for_is_set_aside(
     assert found.shown[0].reason == "ContractError: its key has 256 bytes; 255 is the most"
 
 
-@pytest.mark.parametrize("error", [AccessRefused("may not write to it"), None], ids=["refused", "too large"])
+def refused() -> AccessRefused:
+    error = AccessRefused("may not write to it")
+    error.of_key = True
+    return error
+
+
+@pytest.mark.parametrize("error", [refused(), None], ids=["refused", "too large"])
 async def test_what_can_never_be_published_is_set_aside_and_blocks_nobody(
     database_url: str, database: AsyncEngine, wire: Wire, lines: Lines, error: Exception | None
 ) -> None:
@@ -294,6 +300,33 @@ async def test_what_can_never_be_published_is_set_aside_and_blocks_nobody(
     async with Market() as market, market.process(relay(database_url)):
         await until(lambda: empty(database))
     assert wire.letters()["a"] == [1, 0]
+
+
+async def test_a_right_to_the_exchange_that_is_missing_is_waited_for(
+    database_url: str, database: AsyncEngine, market: Market, wire: Wire
+) -> None:
+    """It concerns all events, and is granted in a moment: each subject keeps its order."""
+    wire.failing["Letter"] = AccessRefused("write access to exchange 'events' refused")
+    await add(database, [LetterWritten(reader="a", number=number) for number in range(3)])
+    async with market.process(relay(database_url)) as process:
+        await until(lambda: any("write access to exchange" in problem for problem in process.problems()))
+        wire.failing.clear()
+        await until(lambda: empty(database))
+        await until(lambda: process.problems() == [])
+    assert wire.letters()["a"] == [0, 1, 2]
+    assert await _set_aside(database_url) is None
+
+
+@pytest.mark.parametrize("wrong", ["a folder", "somebody else's"])
+async def test_a_lock_that_cannot_be_taken_is_named(
+    sqlite_url: str, market: Market, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    if wrong == "a folder":
+        (tmp_path / "service.db-relay").mkdir()
+    else:
+        monkeypatch.setattr("os.access", lambda *_: False)  # whoever runs the tests may write everything
+    async with market.process(relay(sqlite_url)) as process:
+        await until(lambda: any("service.db-relay, cannot be taken" in problem for problem in process.problems()))
 
 
 async def _set_aside(url: str) -> report.Report | None:
@@ -465,3 +498,6 @@ def test_the_lock_stands_beside_the_file(sqlite_url: str, tmp_path: Path) -> Non
     from broker.sql.database import name_of
 
     assert f"{name_of(make_url(sqlite_url))}-relay" == str(tmp_path / "service.db-relay")
+    link = tmp_path / "current.db"
+    link.symlink_to(tmp_path / "service.db")
+    assert name_of(make_url(f"sqlite+aiosqlite:///{link}")) == str(tmp_path / "service.db"), "two names, one lock"

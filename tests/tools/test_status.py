@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -56,6 +57,7 @@ STOPPED = ServiceStatus("stopped", ready=5)
 PAUSED = ServiceStatus("paused", consumers=1, paused="until 12:00:00 UTC: the database is down")
 DEAD = ServiceStatus("unlucky", consumers=1, dead=3)
 BEHIND = ServiceStatus("slow", consumers=1, ready=5000, rate_in=10, rate_out=5)
+LEFT_OFF = ServiceStatus("late", backfill=Backfilling(5, 9, running=False))
 WAITING = ServiceStatus("patient", consumers=1, waiting=(Waiting(Delay.parse("1s"), 2, None),))
 
 
@@ -69,6 +71,8 @@ WAITING = ServiceStatus("patient", consumers=1, waiting=(Waiting(Delay.parse("1s
         ((BEHIND, DEAD), "broker dead show unlucky"),
         ((DEAD, PAUSED), "broker status paused --watch"),
         ((PAUSED, STOPPED, DEAD), "broker run MODULE:stopped"),
+        ((LEFT_OFF,), "broker run MODULE:late --backfill 7d"),
+        ((replace(LEFT_OFF, consumers=1), PAUSED), "broker run MODULE:late --backfill 7d"),
     ],
     ids=lambda it: it if isinstance(it, str) else "",
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from broker.envelope import Envelope, Story
 from broker.tools.status import ServiceStatus
-from broker.tools.story import Found, Subscriptions, elapsed, how_it_ended, tell, what_is_open
+from broker.tools.story import Found, Subscriptions, elapsed, how_it_ended, later, tell, what_is_open
 from broker.tools.story import Story as Told
 from tests.stories import FIRST, NOON, Tale, event_id, order, standing, troubled
 
@@ -23,6 +23,11 @@ def endings(told: Told) -> list[tuple[str, str, str]]:
 
 
 # -- what is in it ---------------------------------------------------------------------------------------------------
+
+
+def test_a_moment_beyond_what_python_knows_is_its_last() -> None:
+    assert later(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC), 5) == datetime.max.replace(tzinfo=UTC)
+    assert later(datetime(2026, 7, 1, tzinfo=UTC), 5) == datetime(2026, 7, 1, 0, 0, 5, tzinfo=UTC)
 
 
 def test_an_order_of_the_shop_is_exactly_the_designs_sequence() -> None:
