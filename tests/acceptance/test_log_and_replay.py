@@ -112,6 +112,7 @@ async def test_the_log_shows_what_is_meant(shop: Shop) -> None:
     ids=lambda it: " ".join(it) if isinstance(it, tuple) else "",
 )
 async def test_what_is_wrong_is_said(shop: Shop, words: tuple[str, ...], told: str) -> None:
+    await shop.publish(1)
     ended = await shop.run(*words)
     assert ended.code == 2
     assert told in " ".join(ended.err.replace("│", " ").split())

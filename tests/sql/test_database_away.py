@@ -282,19 +282,19 @@ async def test_a_database_that_keeps_silent_is_told(
 async def test_with_the_documented_rights_a_service_works_and_with_fewer_nothing_is_the_handlers_failure(
     postgresql_url: str, database: AsyncEngine, market: Market, postgres: Any
 ) -> None:
-    postgres.psql("CREATE ROLE worker LOGIN" if "worker" not in postgres.psql("SELECT rolname FROM pg_roles") else "")
+    postgres.psql("CREATE ROLE packer LOGIN" if "packer" not in postgres.psql("SELECT rolname FROM pg_roles") else "")
     async with database.begin() as connection:
         for right in re.findall(r"^(GRANT .*) TO packing;$", GUIDE.read_text(), re.MULTILINE):
-            await connection.execute(text(f"{right} TO worker"))
-        await connection.execute(text("GRANT ALL ON effects, counters TO worker"))
-        await connection.execute(text("GRANT USAGE ON SEQUENCE effects_id_seq TO worker"))
-        await connection.execute(text("REVOKE INSERT ON broker_inbox FROM worker"))
-    url = make_url(postgresql_url).set(username="worker").render_as_string(hide_password=False)
+            await connection.execute(text(f"{right} TO packer"))
+        await connection.execute(text("GRANT ALL ON effects, counters TO packer"))
+        await connection.execute(text("GRANT USAGE ON SEQUENCE effects_id_seq TO packer"))
+        await connection.execute(text("REVOKE INSERT ON broker_inbox FROM packer"))
+    url = make_url(postgresql_url).set(username="packer").render_as_string(hide_password=False)
     async with market.process(packing(url)) as process:
         await market.outside.publish(weighed(1))
         await until(lambda: any("permission denied for table broker_inbox" in it for it in process.problems()))
         async with database.begin() as connection:
-            await connection.execute(text("GRANT INSERT ON broker_inbox TO worker"))
+            await connection.execute(text("GRANT INSERT ON broker_inbox TO packer"))
         await handled(market)
         await until(lambda: process.problems() == [])
         await until(lambda: _is(database, (1, 1, 0)))
