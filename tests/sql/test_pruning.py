@@ -88,6 +88,6 @@ def test_the_age_is_longer_than_an_event_can_take_to_come_back() -> None:
 
 
 def test_an_age_that_is_too_short_is_refused_with_the_least_there_must_be() -> None:
-    with pytest.raises(ContractError, match=r"BROKER_INBOX_MAX_AGE is 7 days, but .* after 7\.2 days: the retry ladder"):
+    with pytest.raises(ContractError, match=r"AGE is 7 days, but .* after 7\.2 days: the retry ladder"):
         inbox_age(Settings(inbox_max_age="7D", log_max_age="7D"), timedelta(hours=4))
     assert inbox_age(Settings(inbox_max_age="8D", log_max_age="7D"), timedelta(hours=4)) == 8 * DAY
