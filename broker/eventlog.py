@@ -336,11 +336,12 @@ class EventLog:
 
 
 @asynccontextmanager
-async def open_log(settings: Settings, name: str = "log") -> AsyncIterator[EventLog]:
+async def open_log(settings: Settings, name: str = "log", *, declare: bool = False) -> AsyncIterator[EventLog]:
     """The event log.
 
     Args:
         name: names the connection in the management UI.
+        declare: declare it, if nobody has: for one who watches before anything happens.
 
     Raises:
         ContractError: it is switched off.
@@ -348,7 +349,7 @@ async def open_log(settings: Settings, name: str = "log") -> AsyncIterator[Event
     """
     if not settings.log:
         raise ContractError("The event log is switched off (BROKER_LOG). Switch it on everywhere.")
-    transport = rabbitmq(settings, logger(settings), name, looks=True)
+    transport = rabbitmq(settings, logger(settings), name, looks=not declare)
     try:
         await transport.connect()
         yield EventLog(transport, settings)

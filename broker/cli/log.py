@@ -75,7 +75,7 @@ def log(
     bounds, printer = Bounds(since, until, offset), Printer(as_json=as_json, at_once=follow)
 
     async def show() -> None:
-        async with open_log(settings()) as it:
+        async with open_log(settings(), declare=follow) as it:
             which = await part(it, bounds)
             tell_reach(which)
             end = None if follow else which.end
@@ -111,7 +111,7 @@ def tail(
 
     async def watch() -> None:
         async with (
-            open_log(settings(), "tail") as it,
+            open_log(settings(), "tail", declare=True) as it,
             aclosing(lines(it, wanted, "next", None, handlings=handlings)) as found,
         ):
             async for each in found:

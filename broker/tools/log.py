@@ -241,10 +241,6 @@ class Bounds:
             raise ContractError("--since and --offset both say where to begin. Say one of them.")
         if self.since is not None and self.until is not None and self.until <= self.since:
             raise ContractError("--until is not after --since, so nothing is between them. (Is one of them '2h' ago?)")
-        if self.since is not None and self.since > datetime.now(UTC):
-            raise ContractError(
-                f"--since {self.since:%Y-%m-%d %H:%M:%S %Z} is yet to come. Write '2h' for 2 hours ago."
-            )
         if self.offset is not None and self.end is not None and self.end <= self.offset:
             raise ContractError(f"--end {self.end} is not after --offset {self.offset}, so nothing is between them.")
 

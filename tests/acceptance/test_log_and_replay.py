@@ -197,8 +197,7 @@ async def test_a_replay_of_nothing_and_an_inbox_that_is_not_known_are_told(shop:
     elsewhere = await broker("replay", "shelves", "--since", "1h", url=shop.url, environ=there)
     assert elsewhere.code == 0, elsewhere.err
     assert "Whether shelves has an inbox is not known" in elsewhere.err
-    for words in (["--offset", "50", "--end", "20"], ["--since", "2999-01-01"]):
-        assert (await shop.run("replay", "shelves", *words)).code == 2
+    assert (await shop.run("replay", "shelves", "--offset", "50", "--end", "20")).code == 2
 
 
 async def test_what_became_of_events_is_told_and_followed(shop: Shop, start: Start) -> None:

@@ -35,7 +35,7 @@ def test_tail_looks_for_what_log_looks_for_from_now_on(monkeypatch: pytest.Monke
     asked: list[tuple[Wanted, Offset, int | None, bool]] = []
 
     @asynccontextmanager
-    async def nothing(settings: Settings, name: str) -> AsyncIterator[None]:
+    async def nothing(settings: Settings, name: str, **_: object) -> AsyncIterator[None]:
         yield None
 
     async def lines(log: Any, wanted: Wanted, begin: Offset, end: int | None, *, handlings: bool) -> AsyncIterator[Any]:
