@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import AsyncExitStack
 from decimal import Decimal
 from typing import Any
@@ -119,6 +120,7 @@ async def backfill(job: Job) -> None:
         seen.take(order)
 
     async with serve(it, settings(job), logger(settings(job)), backfill="1h"):
+        job.result["backfilled"] = time.monotonic()
         await seen.all.wait()
         await asyncio.sleep(1)  # nothing more comes
     assert len(handled) == len(set(handled)) == job.count
