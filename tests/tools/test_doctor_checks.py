@@ -644,6 +644,17 @@ def test_a_queue_that_nobody_consumes_names_the_command_that_runs_its_service() 
     assert the_one(check_consumers(waiting), "packing", "3 events").severity == "problem"
 
 
+def test_a_backfill_that_nobody_goes_on_with_names_the_command_that_does() -> None:
+    left_off = with_queues(attended(), "packing.backfill")
+    it = the_one(check_consumers(left_off), "packing", "backfill is unfinished")
+    assert (it.severity, it.commands) == ("warning", ("broker run shop.packing --backfill 7d",))
+    assert said(check_consumers(with_queues(left_off, "packing.backfill.lock"))) == []
+
+
+def with_queues(snapshot: Snapshot, *names: str) -> Snapshot:
+    return replace(snapshot, queues=dict(snapshot.queues or {}) | {name: Queue(name=name) for name in names})
+
+
 def test_a_queue_that_grows_is_a_warning() -> None:
     activity = {"packing": Activity(published=50, acknowledged=20, consumers=1)}
     growing = changed(attended(activity=activity), "packing", ready=5000)

@@ -173,6 +173,17 @@ async def test_a_service_that_subscribes_to_nothing_has_missed_nothing(lines: li
     assert [line["reason"] for line in lines if line["event"] == "not backfilled"] == ["it subscribes to nothing"]
 
 
+async def test_who_starts_without_going_on_with_a_backfill_is_warned(lines: list[dict[str, Any]]) -> None:
+    settings = Settings()
+    memory = Memory(Server(), settings)
+    await memory.connect()
+    await memory.declare(backfill_topology("packing"))
+    async with serve(packing(), settings, logger(settings), memory):
+        pass
+    (line,) = [line for line in lines if line["event"] == "not backfilled"]
+    assert (line["log_level"], line["error"]) == ("warning", "its backfill is unfinished; with --backfill it goes on")
+
+
 async def test_the_harness_has_no_past() -> None:
     async with Harness(packing(backfill="first")) as shop:
         await shop.publish(weighed())

@@ -30,7 +30,7 @@ from broker import (
     Unroutable,
 )
 from broker.rabbitmq.answers import at_last
-from broker.rabbitmq.link import Link, translate
+from broker.rabbitmq.link import Link, translate, wedged
 from broker.rabbitmq.plain import PlainDelivery
 from tests.waiting import counted, until
 
@@ -123,6 +123,15 @@ def test_deliveries_can_be_keys() -> None:
     """What could not be concluded is kept by its delivery."""
     one, other = (PlainDelivery(Mock(AbstractChannel), Mock()) for _ in range(2))
     assert len({one, other, one}) == 2
+
+
+def test_what_a_queue_holds_is_in_the_log_and_what_the_log_holds_is_nowhere_else() -> None:
+    assert str(wedged("packing", TimeoutError())).endswith("What was in it is in the event log.")
+    said = str(wedged("events.log", TimeoutError(), log=True))
+    assert said.startswith(
+        "The event log 'events.log' exists but does not work: no answer in time. A busy RabbitMQ comes"
+    )
+    assert said.endswith("What is in it would be gone.")
 
 
 @pytest.mark.parametrize("refusal", [AccessRefused("no permission"), Unroutable("returned")])
