@@ -260,7 +260,7 @@ def handlings(bench: Bench) -> None:
     count = max(120_000, bench.some(80_000))
     for _ in range(2 * bench.rounds):
         bench.fill("ours", count)
-        figures = bench.run("ours", "consume_recording_by_turns", count=count, settings={"log": True})
+        figures = bench.run("tools", "consume_recording_by_turns", count=count, settings={"log": True})
         for which in ("not recorded", "recorded"):
             bench.keep("handlings", which, figures[which])
         bench.check(0)

@@ -12,7 +12,6 @@ from uuid import UUID
 from bench.job import Job, Seen, Share, Turns
 from bench.order import KEY, Line, fields
 from broker import Broker, Context, Event, Service, Settings
-from broker.handlings import Noted, Recorder
 from broker.logs import logger
 from broker.rabbitmq import RabbitMQ
 from broker.service import serve
@@ -77,22 +76,6 @@ async def consume_share(job: Job) -> None:
     share = Share(job)
     async with serve(service(job.queues[0], share), settings(job), logger(settings(job))):
         await share.complete()
-
-
-async def consume_recording_by_turns(job: Job) -> None:
-    """Records the handlings of every other turn: what processes and minutes differ by is more than a record costs."""
-    turns = Turns(job, ("not recorded", "recorded"))
-    note = Recorder.note
-
-    def leave(self: Recorder, handling: Noted) -> None:
-        """As `Recorder.note` does where nothing is recorded."""
-
-    def by_turns(self: Recorder, handling: Noted) -> None:
-        (note if turns.now == "recorded" else leave)(self, handling)
-
-    Recorder.note = by_turns  # type: ignore[method-assign]
-    async with serve(service(job.queues[0], turns), settings(job), logger(settings(job))):
-        await turns.all.wait()
 
 
 async def consume_patterns(job: Job) -> None:

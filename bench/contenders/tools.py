@@ -1,13 +1,16 @@
-"""This package's tools, beside the log that they read."""
+"""What this package does for its tools, and they themselves, beside the log that they read."""
 
 from __future__ import annotations
 
 import time
 from uuid import UUID
 
-from bench.contenders.ours import NewOrderPlaced, open_broker, settings
-from bench.job import Job
+from bench.contenders.ours import NewOrderPlaced, open_broker, service, settings
+from bench.job import Job, Turns
 from bench.order import fields
+from broker.handlings import Noted, Recorder
+from broker.logs import logger
+from broker.service import serve
 from broker.tools.log import Wanted, open_log
 from broker.tools.replay import Outcome, Replay
 from broker.tools.story_reader import Reader
@@ -39,3 +42,19 @@ async def story(job: Job) -> None:
     told = await Reader(settings(job), []).story(UUID(job.options["id"]))
     job.result["ms"] = (time.perf_counter() - began) * 1e3
     assert [step.name for step in told.steps] == ["New Order Placed"]
+
+
+async def consume_recording_by_turns(job: Job) -> None:
+    """Records the handlings of every other turn: what processes and minutes differ by is more than a record costs."""
+    turns = Turns(job, ("not recorded", "recorded"))
+    note = Recorder.note
+
+    def leave(self: Recorder, handling: Noted) -> None:
+        """As `Recorder.note` does where nothing is recorded."""
+
+    def by_turns(self: Recorder, handling: Noted) -> None:
+        (note if turns.now == "recorded" else leave)(self, handling)
+
+    Recorder.note = by_turns  # type: ignore[method-assign]
+    async with serve(service(job.queues[0], turns), settings(job), logger(settings(job))):
+        await turns.all.wait()
