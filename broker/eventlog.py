@@ -15,12 +15,13 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from itertools import accumulate
 from math import inf
 from time import monotonic
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from broker.envelope import STRUCTURED, Envelope, decode
 from broker.errors import ConnectionFailed, ContractError, Malformed
@@ -68,9 +69,17 @@ class Handling(BaseModel):
     delay: str | None = None
 
 
-Began = Annotated[int, Field(ge=0, le=221_845_392_000_000_000)]
+def _times(differences: list[int]) -> list[int]:
+    """Microseconds since 1970, of what is told as differences."""
+    times = list(accumulate(differences))
+    if times and not 0 <= min(times) <= max(times) <= 221_845_392_000_000_000:
+        raise ValueError("a time before 1970 or after 9000")  # people add times up, and Python ends in 9999
+    return times
+
+
+Began = Annotated[list[int], AfterValidator(_times)]
 Took = Annotated[int, Field(ge=0, le=10**15)]
-"""Microseconds: to the year 9000, and for 30 years. People who look at times add them up, and Python ends in 9999."""
+"""Microseconds: 30 years at most."""
 
 
 class _Alike(BaseModel):
@@ -86,7 +95,7 @@ class _Alike(BaseModel):
     delay: str | None = None
     events: list[UUID]
     stories: list[UUID | None]
-    began: list[Began]
+    began: Began
     took: list[Took]
 
 

@@ -5,12 +5,12 @@ A service collects its handlings, and publishes them up to `MOST` or a second at
 
     {"service": "packing", "handlings": [{"name": "New Order Placed", "outcome": "handled", "attempt": 1,
      "handler": "pack", "events": ["<event id>", …], "stories": ["<correlation id>", …],
-     "began": [1782907200123456, …], "took": [12300, …]}, …]}
+     "began": [1782907200123456, 14, …], "took": [12300, …]}, …]}
 
 Events whose handlings ended alike, one after the other, stand together, as most do: what they have in common is written
-once. The rest stands in columns: each event's id, its story's (null: it began the story), when its handling began,
-and how long it took, in whole microseconds, since 1970 and as long. This is for the hot path's sake: RabbitMQ and the
-service share the cost of each byte.
+once. The rest stands in columns: each event's id, its story's (null: it began the story), when its handling began, and
+how long it took, in whole microseconds; the first began so long after 1970, each other so long after the one before it.
+This is for the hot path's sake: RabbitMQ and the service share the cost of each byte.
 
 They are for people who ask what happened, not a promise: a process that is killed takes its last second of them along,
 and nothing waits for them. They are published apart from everything else, so that no refusal of them disturbs the
@@ -23,6 +23,7 @@ import asyncio
 from collections import deque
 from contextlib import suppress
 from datetime import UTC, datetime
+from operator import sub
 from typing import Any, Literal, TypeAlias
 
 from pydantic_core import to_json
@@ -91,7 +92,8 @@ class Batch:
 
     def body(self, service: str) -> bytes:
         """The message of a service."""
-        return to_json({"service": service, "handlings": self._runs})
+        runs = [run | {"began": differences(run["began"])} for run in self._runs]
+        return to_json({"service": service, "handlings": runs})
 
 
 class Recorder:
@@ -208,6 +210,11 @@ class Recorder:
             error=f"{error} Without them `broker story` shows no subscribers. Grant the permissions of "
             "docs/topology.md, or set BROKER_RECORD_HANDLINGS=off.",
         )
+
+
+def differences(times: list[int]) -> list[int]:
+    """The first, and for each other how much later than the one before it, in fewer digits."""
+    return [*times[:1], *map(sub, times[1:], times)]
 
 
 def common(alike: Alike) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -25,7 +25,9 @@ from tests.logged import entry
 from tests.parcels import ParcelSent, ParcelWeighed, weighed
 from tests.waiting import counted, until
 
-NOON_US = int(datetime(2026, 7, 1, 12, tzinfo=UTC).timestamp()) * 1_000_000
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
+NOON_US = (NOON - EPOCH) // timedelta(microseconds=1)
 
 
 @pytest.fixture(autouse=True)
@@ -128,14 +130,14 @@ async def test_a_handling_reads_as_documented() -> None:
                 "delay": "30s",
                 "events": [str(event_id), str(caused)],
                 "stories": [None, str(event_id)],
-                "began": [NOON_US + 123_456, NOON_US],
+                "began": [NOON_US + 123_456, -123_456],
                 "took": [500_000, 500_000],
             }
         ],
     }
-    assert [(told.event_id, told.correlation_id) for told in wire.handlings] == [
-        (event_id, event_id),
-        (caused, event_id),
+    assert [(told.event_id, told.correlation_id, told.started) for told in wire.handlings] == [
+        (event_id, event_id, NOON + timedelta(microseconds=123_456)),
+        (caused, event_id, NOON),
     ]
 
 
@@ -168,10 +170,25 @@ def test_whatever_stands_in_a_handling_can_be_read_again(name: str, error: str, 
     assert len(told.error or "") <= 500
 
 
-def test_times_come_back_to_a_microsecond() -> None:
-    (told,) = in_a_message((str(uuid4()), str(uuid4()), NOON_US + 1, 12_300, WELL))
-    assert told.started == datetime(2026, 7, 1, 12, 0, 0, 1, tzinfo=UTC)
-    assert told.took == 0.0123
+@given(st.lists(st.integers(min_value=0, max_value=NOON_US * 4), min_size=1, max_size=20))
+def test_times_come_back_to_a_microsecond(times: list[int]) -> None:
+    told = in_a_message(*((str(uuid4()), str(uuid4()), time, 12_300, WELL) for time in times))
+    assert [it.started for it in told] == [EPOCH + timedelta(microseconds=time) for time in times]
+    assert {it.took for it in told} == {0.0123}
+
+
+@pytest.mark.parametrize("later", [-NOON_US - 1, 9 * 10**17, 10**30])
+def test_a_time_that_is_none_because_of_the_one_before_is_refused(later: int) -> None:
+    with pytest.raises(Malformed):
+        in_a_message(handled(uuid4()), handled(uuid4(), at=NOON_US + later))
+
+
+def test_what_could_not_be_published_is_told_the_same_later() -> None:
+    """Its message is made anew."""
+    batch = Batch()
+    for at in (NOON_US, NOON_US + 5, NOON_US + 9):
+        batch.add(handled(uuid4(), at=at))
+    assert batch.body("packing") == batch.body("packing")
 
 
 @pytest.mark.parametrize("wrong", ['"soon"', "1e300", "-1", "253402300799999999", str(10**18), str(10**30), "null"])
