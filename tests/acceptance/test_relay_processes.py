@@ -150,7 +150,7 @@ async def test_when_a_relay_is_killed_another_publishes_the_rest_and_again_only_
 
 
 async def test_a_relay_that_is_told_to_stop_leaves_nothing_half_done(posters: Posters, vhost_url: str) -> None:
-    async with at_work(posters, vhost_url, arrived=1) as (proxy, stopped):
+    async with at_work(posters, vhost_url, arrived=EVENTS // 2) as (proxy, stopped):
         stopped.signal(signal.SIGTERM)
         await stopped.logged("stopping")
         assert len(posters.arrived) < EVENTS, "it was told so in the middle"
