@@ -264,18 +264,21 @@ class RabbitMQConsumer:
         self._receive(delivery)
 
     async def _consume_anew(self) -> None:
-        """RabbitMQ applies a new prefetch to new consumers only: begin another, and end the one before."""
+        """RabbitMQ applies a new prefetch to new consumers only: end the one before, then begin another.
+
+        Not both at once: a quorum queue takes back what it was handing to the one that ends, and that would come after
+        what the other has got meanwhile.
+        """
         async with self._turning:
             channel = self._channel
             if channel is None or channel.channel.is_closed or self._wanted == self._begun:
                 return  # `start` comes, or somebody was here before
             try:
-                before = self._tag
                 if not self._cancelled:
                     async with asyncio.timeout(SILENCE):
-                        await self._consume(channel)
                         with uncancelled():
-                            await channel.cancel(before)
+                            await channel.cancel(self._tag)
+                        await self._consume(channel)
             except Exception as error:  # aiormq raises a bare one when the channel closes under a request
                 if channel is self._channel and not self._cancelled:
                     self._link.break_off(reason(error))
