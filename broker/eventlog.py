@@ -77,7 +77,7 @@ def _times(differences: list[int]) -> list[int]:
     return times
 
 
-Began = Annotated[list[int], AfterValidator(_times)]
+Times = Annotated[list[int], AfterValidator(_times)]
 Took = Annotated[int, Field(ge=0, le=10**15)]
 """Microseconds: 30 years at most."""
 
@@ -95,7 +95,7 @@ class _Alike(BaseModel):
     delay: str | None = None
     events: list[UUID]
     stories: list[UUID | None]
-    began: Began
+    began: Times
     took: list[Took]
 
 

@@ -345,7 +345,7 @@ def _resolve(function: Function, annotation: Any) -> Any:
         scope |= inspect.getclosurevars(plain).nonlocals
     try:
         return eval(annotation, scope)  # noqa: S307  (the function's own source)
-    except Exception:
+    except Exception:  # whatever evaluating it raises, it cannot be had here
         return inspect.Parameter.empty
 
 

@@ -10,7 +10,7 @@ A service collects its handlings, and publishes them up to `MOST` or a second at
 Events whose handlings ended alike, one after the other, stand together, as most do: what they have in common is written
 once. The rest stands in columns: each event's id, its story's (null: it began the story), when its handling began, and
 how long it took, in whole microseconds; the first began so long after 1970, each other so long after the one before it.
-This is for the hot path's sake: RabbitMQ and the service share the cost of each byte.
+This is for the hot path's sake: what is collected like this takes few bytes, and little time to write down.
 
 They are for people who ask what happened, not a promise: a process that is killed takes its last second of them along,
 and nothing waits for them. They are published apart from everything else, so that no refusal of them disturbs the

@@ -29,23 +29,26 @@ MOST = 8
 CODES = EXIT_CODES.replace("1 unexpected failure", "1 problems were found, or an unexpected failure")
 
 
+Fix = Annotated[
+    bool, typer.Option("--fix", help="Declare what the code declares and is missing. Says each thing it does.")
+]
+Prune = Annotated[
+    bool,
+    typer.Option(
+        "--prune",
+        help="Remove what belongs to no service, stale bindings and stale retry queues. Lists them and asks. "
+        "Deletes no queue that holds anything or is consumed.",
+    ),
+]
+Log = Annotated[int, typer.Option(min=0, metavar="N", help="How many of the event log's latest messages to look at.")]
+
+
 @app.command(epilog=CODES, short_help="What is wrong, why it matters, and the command that helps.")
 def doctor(
-    fix: Annotated[
-        bool, typer.Option("--fix", help="Declare what the code declares and is missing. Says each thing it does.")
-    ] = False,
-    prune: Annotated[
-        bool,
-        typer.Option(
-            "--prune",
-            help="Remove what belongs to no service, stale bindings and stale retry queues. Lists them and asks. "
-            "Deletes no queue that holds anything or is consumed.",
-        ),
-    ] = False,
+    fix: Fix = False,
+    prune: Prune = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    log: Annotated[
-        int, typer.Option(min=0, metavar="N", help="How many of the event log's latest messages to look at.")
-    ] = LOOKED_AT,
+    log: Log = LOOKED_AT,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for warnings, too.")] = False,
     modules: From = None,
     as_json: AsJson = False,

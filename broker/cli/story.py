@@ -52,47 +52,54 @@ def duration(text: str) -> timedelta:
         raise typer.BadParameter(f"{text!r} is not how long. Write a number and a unit: '30s', '10m', '2h'.") from None
 
 
+Which = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[CORRELATION_ID]",
+        help="The story's correlation id, or the id of any event in it; or how the correlation id ends, as "
+        "`broker tail` shows it, for which the log is searched.",
+        show_default=False,
+    ),
+]
+Subject = Annotated[
+    str | None, typer.Option(metavar="ID", help="Search the log for events about this instead: an order's id, say.")
+]
+Since = Annotated[
+    datetime | None,
+    typer.Option(
+        metavar="TIME",
+        parser=moment,
+        help="Search the log from here on, '2h' ago, or a date and time; what is found is told from its beginning. "
+        "With an id: read the log from here on, and tell no earlier event.",
+    ),
+]
+Within = Annotated[
+    timedelta | None,
+    typer.Option(
+        metavar="DURATION",
+        parser=duration,
+        help="Read so much of the log after the story began, no less and no more: '10m'. Else: until everybody who "
+        "has subscribed is done with it, or to the log's end.",
+    ),
+]
+Html = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        parser=file_named,
+        help="Write a page with a sequence diagram and all details: story.html; '-' prints it.",
+    ),
+]
+
+
 @app.command(epilog=EXIT_CODES, short_help="What came of one event, service by service.")
 def story(
-    which: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[CORRELATION_ID]",
-            help="The story's correlation id, or the id of any event in it; or how the correlation id ends, as "
-            "`broker tail` shows it, for which the log is searched.",
-            show_default=False,
-        ),
-    ] = None,
-    subject: Annotated[
-        str | None, typer.Option(metavar="ID", help="Search the log for events about this instead: an order's id, say.")
-    ] = None,
-    since: Annotated[
-        datetime | None,
-        typer.Option(
-            metavar="TIME",
-            parser=moment,
-            help="Search the log from here on, '2h' ago, or a date and time; what is found is told from its beginning. "
-            "With an id: read the log from here on, and tell no earlier event.",
-        ),
-    ] = None,
-    within: Annotated[
-        timedelta | None,
-        typer.Option(
-            metavar="DURATION",
-            parser=duration,
-            help="Read so much of the log after the story began, no less and no more: '10m'. Else: until everybody who "
-            "has subscribed is done with it, or to the log's end.",
-        ),
-    ] = None,
+    which: Which = None,
+    subject: Subject = None,
+    since: Since = None,
+    within: Within = None,
     mermaid: Annotated[bool, typer.Option("--mermaid", help="Print a Mermaid sequence diagram.")] = False,
-    html: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            parser=file_named,
-            help="Write a page with a sequence diagram and all details: story.html; '-' prints it.",
-        ),
-    ] = None,
+    html: Html = None,
     modules: From = None,
     as_json: AsJson = False,
 ) -> None:
