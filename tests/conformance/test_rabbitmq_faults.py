@@ -117,19 +117,22 @@ async def test_closed_connections_lose_nothing(
 ) -> None:
     service, packed = packing()
     broker = await rabbit.broker("scales", publish_timeout=20.0)
-    events = [weighed(n) for n in range(300)]
+    closed, published = asyncio.Event(), 0
 
     async def coming() -> AsyncIterator[ParcelWeighed]:
-        for event in events:
-            yield event
+        nonlocal published
+        while not closed.is_set():
+            yield weighed(published)
+            published += 1
             await asyncio.sleep(0.005)
 
     async with rabbit.serve(service, publish_timeout=20.0):
         publishing = asyncio.create_task(broker.publish_many(coming()))
         for purpose in ("scales (publish)", "packing (consume)", "packing (publish)"):
             await close_connections(management, purpose)
+        closed.set()
         await publishing
-        await until(lambda: len({event.grams for event in packed}) == 300)
+        await until(lambda: len({event.grams for event in packed}) == published)
     lost = {line["service"] for line in lines if line["event"] == "disconnected"}
     assert lost == {"scales", "packing"}
 
