@@ -10,7 +10,7 @@ A service collects its handlings, and publishes them up to `MOST` or a second at
 Events whose handlings ended alike, one after the other, stand together, as most do: what they have in common is written
 once. The rest stands in columns: each event's id, its story's (null: it began the story), when its handling began, and
 how long it took, in whole microseconds; the first began so long after 1970, each other so long after the one before it.
-This is for the hot path's sake: what is collected like this takes few bytes, and little time to write down.
+This is for RabbitMQ's sake, which keeps it all: what is told like this takes few bytes.
 
 They are for people who ask what happened, not a promise: a process that is killed takes its last second of them along,
 and nothing waits for them. They are published apart from everything else, so that no refusal of them disturbs the
@@ -21,9 +21,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from operator import sub
+from itertools import groupby
+from operator import itemgetter, sub
 from typing import Any, Literal, TypeAlias
 
 from pydantic_core import to_json
@@ -55,45 +57,15 @@ Noted: TypeAlias = tuple[str, str, int, int, Alike]
 """One handling: ids of event and story; when it began, in microseconds since 1970, and how many it took; the rest."""
 
 
-class Batch:
-    """Handlings of one message.
-
-    Attributes:
-        size: how many.
-    """
-
-    __slots__ = ("_alike", "_began", "_events", "_runs", "_stories", "_took", "size")
-
-    def __init__(self) -> None:
-        self.size = 0
-        self._alike: Alike | None = None
-        self._runs: list[dict[str, Any]] = []
-
-    def add(self, handling: Noted) -> None:
-        """Take one in."""
-        event_id, story, began, took, alike = handling
-        if alike != self._alike:
-            self._begin(alike)
-        self._events.append(event_id)
-        self._stories.append(None if story == event_id else story)
-        self._began.append(began)
-        self._took.append(took)
-        self.size += 1
-
-    def _begin(self, alike: Alike) -> None:
-        """From now on, handlings that have this in common."""
-        self._alike = alike
-        self._events: list[str] = []
-        self._stories: list[str | None] = []
-        self._began: list[int] = []
-        self._took: list[int] = []
-        columns = {"events": self._events, "stories": self._stories, "began": self._began, "took": self._took}
-        self._runs.append(common(alike) | columns)
-
-    def body(self, service: str) -> bytes:
-        """The message of a service."""
-        runs = [run | {"began": differences(run["began"])} for run in self._runs]
-        return to_json({"service": service, "handlings": runs})
+def body(service: str, handlings: Sequence[Noted]) -> bytes:
+    """One message of a service's handlings."""
+    runs: list[dict[str, Any]] = []
+    for alike, some in groupby(handlings, itemgetter(4)):
+        events, stories, began, took, _ = zip(*some, strict=True)
+        others = [None if story == event_id else story for event_id, story in zip(events, stories, strict=True)]
+        columns = {"events": events, "stories": others, "began": differences(began), "took": took}
+        runs.append(common(alike) | columns)
+    return to_json({"service": service, "handlings": runs})
 
 
 class Recorder:
@@ -109,8 +81,8 @@ class Recorder:
         self._settings = settings
         self._transport = transport
         self._log = log
-        self._batch = Batch()
-        self._full: deque[Batch] = deque(maxlen=KEPT // MOST)
+        self._collected: list[Noted] = []
+        self._full: deque[list[Noted]] = deque(maxlen=KEPT // MOST)
         self._enough = asyncio.Event()
         self._on = False
         self._working: asyncio.Task[None] | None = None
@@ -123,18 +95,19 @@ class Recorder:
             self._working = asyncio.create_task(self._work(), name="handlings")
 
     def note(self, handling: Noted) -> None:
-        """Note one handling that has ended."""
+        """Note one handling that has ended: on the hot path, so nothing but that."""
         if not self._on:
             return
-        self._batch.add(handling)
-        if self._batch.size == MOST:
+        collected = self._collected
+        collected.append(handling)
+        if len(collected) == MOST:
             self._turn()
             self._enough.set()
 
     def _turn(self) -> None:
-        """Begin another batch; this one is to be published."""
-        self._full.append(self._batch)
-        self._batch = Batch()
+        """What was collected is to be published; collect anew."""
+        self._full.append(self._collected)
+        self._collected = []
 
     async def close(self) -> None:
         """Publish what is left, and wait for it no longer than `CLOSING`."""
@@ -145,7 +118,7 @@ class Recorder:
         await asyncio.wait([self._working], timeout=CLOSING)
         self._working.cancel()
         await asyncio.wait([self._working])
-        if left := self._batch.size + sum(batch.size for batch in self._full):
+        if left := len(self._collected) + sum(map(len, self._full)):
             self._log.warning("handlings not recorded", count=left)
 
     async def _work(self) -> None:
@@ -160,7 +133,7 @@ class Recorder:
             self._enough.clear()
             try:
                 await self._publish_full()
-                if due and self._batch.size:  # not before: while RabbitMQ takes nothing, it fills up
+                if due and self._collected:  # not before: while RabbitMQ takes nothing, it fills up
                     self._turn()
                     await self._publish_full()
             except (AccessRefused, TopologyConflict) as error:
@@ -174,11 +147,11 @@ class Recorder:
         """The oldest first. What cannot be published now waits on."""
         topology = handlings_topology(self._settings)
         while self._full:
-            batch = self._full.popleft()
+            handlings = self._full.popleft()
             message = Message(
                 exchange=self._settings.handlings_exchange,
                 key=self._service,
-                body=batch.body(self._service),
+                body=body(self._service, handlings),
                 content_type="application/json",
                 type=TYPE,
                 app_id=self._service,
@@ -191,7 +164,7 @@ class Recorder:
                 self._say(str(error))
             except BaseException:
                 if len(self._full) < KEPT // MOST:  # else it is the oldest, and makes room
-                    self._full.appendleft(batch)
+                    self._full.appendleft(handlings)
                 raise
 
     def _say(self, error: str) -> None:
@@ -203,7 +176,7 @@ class Recorder:
     def _stop(self, error: BrokerError) -> None:
         """Record no more: this user may not, and will not be allowed to while it runs."""
         self._on = False
-        self._batch = Batch()
+        self._collected = []
         self._full.clear()
         self._log.warning(
             "handlings not recorded",
@@ -212,7 +185,7 @@ class Recorder:
         )
 
 
-def differences(times: list[int]) -> list[int]:
+def differences(times: Sequence[int]) -> list[int]:
     """The first, and for each other how much later than the one before it, in fewer digits."""
     return [*times[:1], *map(sub, times[1:], times)]
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from broker import Reject, Retry, Service, Settings
 from broker.errors import AccessRefused, BrokerError, ConnectionFailed, Malformed, TooLarge, TopologyConflict
 from broker.eventlog import Handling
-from broker.handlings import KEPT, MOST, Alike, Batch, Noted, Recorder
+from broker.handlings import KEPT, MOST, Alike, Noted, Recorder, body
 from broker.memory import Memory, Server
 from broker.topology import Binding, Exchange, Queue, Topology, handlings_topology
 from broker.transport import Message
@@ -79,13 +79,10 @@ def read(*messages: Message) -> list[Handling]:
 
 def in_a_message(*handlings: Noted, **changed: str) -> list[Handling]:
     """As they are read from one, with some text changed on the way."""
-    batch = Batch()
-    for it in handlings:
-        batch.add(it)
-    body = batch.body("packing").decode()
+    told = body("packing", handlings).decode()
     for old, new in changed.items():
-        body = body.replace(old, new)
-    return read(Message("events.handled", "packing", body.encode()))
+        told = told.replace(old, new)
+    return read(Message("events.handled", "packing", told.encode()))
 
 
 def note(it: Recorder, count: int = 1) -> list[UUID]:
@@ -181,14 +178,6 @@ def test_times_come_back_to_a_microsecond(times: list[int]) -> None:
 def test_a_time_that_is_none_because_of_the_one_before_is_refused(later: int) -> None:
     with pytest.raises(Malformed):
         in_a_message(handled(uuid4()), handled(uuid4(), at=NOON_US + later))
-
-
-def test_what_could_not_be_published_is_told_the_same_later() -> None:
-    """Its message is made anew."""
-    batch = Batch()
-    for at in (NOON_US, NOON_US + 5, NOON_US + 9):
-        batch.add(handled(uuid4(), at=at))
-    assert batch.body("packing") == batch.body("packing")
 
 
 @pytest.mark.parametrize("wrong", ['"soon"', "1e300", "-1", "253402300799999999", str(10**18), str(10**30), "null"])
