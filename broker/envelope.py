@@ -58,12 +58,12 @@ def encode(event: Event, *, event_id: UUID, source: str, time: datetime, story: 
     """An event as structured CloudEvents JSON; and its correlation id as it stands there."""
     text, subject = str(event_id), subject_of(event)
     correlation = text if story.correlation_id is event_id else str(story.correlation_id)
-    differs: dict[str, str] = {"id": text, "time": f"{_utc(time).isoformat()[:-6]}Z"}
+    differs: dict[str, Any] = {"id": text, "time": _utc(time)}
     if subject is not None:
         differs["subject"] = subject
     differs["correlationid"] = correlation
     if story.causation_id is not None:
-        differs["causationid"] = str(story.causation_id)
+        differs["causationid"] = story.causation_id
     if story.traceparent is not None:
         differs["traceparent"] = story.traceparent
     data = event.__pydantic_serializer__.to_json(event, by_alias=True)

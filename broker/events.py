@@ -149,11 +149,13 @@ def id_of(event: Event) -> UUID:
     return found
 
 
-def subject_of(event: Event) -> str | None:
-    """The entity an event is about, as the envelope names it."""
+def subject_of(event: Event) -> UUID | str | None:
+    """The entity an event is about, as the envelope names it; a UUID stays one, which JSON writes faster than `str`."""
     field = event.__contract__.subject
     value = None if field is None else getattr(event, field)
-    return None if value is None or value == "" else str(value)
+    if value is None or type(value) is UUID:
+        return value
+    return str(value) or None
 
 
 def uuid7() -> UUID:

@@ -197,7 +197,7 @@ def row(publication: Publication, source: str, body: bytes, now: datetime) -> di
     """An event as a row of the outbox."""
     event, event_id = publication.event, publication.id
     return {
-        **place(subject_of(event) or str(event_id)),
+        **place(str(subject_of(event) or event_id)),
         "event_id": event_id,
         "source": source,
         "name": event.__contract__.name,

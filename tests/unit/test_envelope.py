@@ -21,6 +21,8 @@ from tests.parcels import ParcelSent, ParcelWeighed, Size, weighed
 
 AT = datetime(2026, 7, 1, 12, 30, 0, 123456, tzinfo=UTC)
 ID, CORRELATION, CAUSE = UUID(int=1), UUID(int=2), UUID(int=3)
+CENTURIES = st.timedeltas(timedelta(days=-700_000), timedelta(days=2_900_000))
+INDIA = timezone(timedelta(hours=5, minutes=30))
 PARCEL = UUID("11111111-2222-3333-4444-555555555555")
 
 
@@ -127,7 +129,7 @@ SOURCES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
     event=ALL_SORTS,
     event_id=st.uuids(),
     source=SOURCES,
-    time=st.integers(-(2**34), 2**34).map(lambda seconds: datetime.fromtimestamp(seconds, UTC)),
+    time=st.builds(lambda since, zone: (AT + since).astimezone(zone), CENTURIES, st.sampled_from([UTC, INDIA])),
     story=st.builds(
         Story, correlation_id=st.uuids(), causation_id=st.none() | st.uuids(), traceparent=st.none() | TEXT
     ),

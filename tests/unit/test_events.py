@@ -180,7 +180,7 @@ def test_a_copy_is_the_same_event_until_a_field_changes() -> None:
 
 def test_the_subject_is_the_entity() -> None:
     event = weighed()
-    assert subject_of(event) == str(event.parcel_id)
+    assert subject_of(event) == event.parcel_id
     assert subject_of(VanBroke(van="7")) is None
 
 
