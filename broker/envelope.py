@@ -29,7 +29,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from pydantic_core import from_json, to_json
 
 from broker.errors import Malformed, UnknownEvent, near_miss
-from broker.events import Event, closest_version, declared, subject_of
+from broker.events import Event, closest_version, declared, subject_of, text_of
 
 STRUCTURED = "application/cloudevents+json"
 CONTENT_TYPE = f"{STRUCTURED}; charset=utf-8"
@@ -56,8 +56,8 @@ class Story(NamedTuple):
 
 def encode(event: Event, *, event_id: UUID, source: str, time: datetime, story: Story) -> tuple[bytes, str]:
     """An event as structured CloudEvents JSON; and its correlation id as it stands there."""
-    text, subject = str(event_id), subject_of(event)
-    correlation = text if story.correlation_id is event_id else str(story.correlation_id)
+    text, subject = text_of(event_id), subject_of(event)
+    correlation = text if story.correlation_id is event_id else text_of(story.correlation_id)
     differs: dict[str, Any] = {"id": text, "time": _utc(time)}
     if subject is not None:
         differs["subject"] = subject

@@ -25,6 +25,7 @@ from typing import Any, ClassVar, Self, Unpack
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import to_json
 
 from broker.errors import ContractError, UnknownEvent, near_miss
 
@@ -162,6 +163,11 @@ def uuid7() -> UUID:
     """A time-ordered id (RFC 9562): 48 bits of Unix milliseconds, then random ones."""
     random = _random.getrandbits(80) & 0x0FFF_3FFF_FFFF_FFFF_FFFF
     return UUID(int=(time.time_ns() // 1_000_000) << 80 | 0x7000_8000_0000_0000_0000 | random)
+
+
+def text_of(event_id: UUID) -> str:
+    """An id as `str` writes it, in half the time."""
+    return to_json(event_id)[1:-1].decode()
 
 
 _random = Random()  # noqa: S311  (ids must differ, not be secret); no system call for each, and nobody else's seed

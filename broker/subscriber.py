@@ -44,7 +44,7 @@ from broker.errors import (
     Unhandled,
     Unroutable,
 )
-from broker.events import Catalogue, Event
+from broker.events import Catalogue, Event, text_of
 from broker.handlers import Collector, Context, Handler, Handlers, Threads, payload_of
 from broker.handlings import Outcome, Recorder
 from broker.pause import KillSwitch
@@ -137,9 +137,9 @@ class Worker:
         """From now on, log lines are about this event."""
         name, event_id, correlation_id = self.mentioned
         name.set(envelope.name)
-        text = str(envelope.id)
+        text = text_of(envelope.id)
         event_id.set(text)
-        story = text if envelope.story.correlation_id == envelope.id else str(envelope.story.correlation_id)
+        story = text if envelope.story.correlation_id == envelope.id else text_of(envelope.story.correlation_id)
         correlation_id.set(story)
         self.ids = text, story
         self.before = copy_context()

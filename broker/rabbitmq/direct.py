@@ -186,13 +186,13 @@ class DirectPublisher:
         size = len(message.body)
         self._bytes += size
         self._unwritten += size
-        self._link.sent()
         if alone or self._unwritten >= WRITE_AT:
             self._flush()
 
     def _flush(self) -> None:
         if self._out and self._sockets is not None:
             self._sockets.write(b"".join(self._out))
+            self._link.sent()
         self._out.clear()
         self._unwritten = 0
 

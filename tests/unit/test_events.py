@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
 from broker import ContractError, Event, UnknownEvent
-from broker.events import Catalogue, Contract, declared, id_of, subject_of, uuid7
+from broker.events import Catalogue, Contract, declared, id_of, subject_of, text_of, uuid7
 from tests.parcels import ParcelSent, ParcelWeighed, Size, VanBroke, weighed
 
 
@@ -198,6 +198,11 @@ def test_ids_say_when_and_are_version_7() -> None:
     assert all(before <= milliseconds(it) <= after for it in ids)
     assert {(it.version, it.variant) for it in ids} == {(7, "specified in RFC 4122")}
     assert len(set(ids)) == len(ids)
+
+
+@given(st.integers(0, 2**128 - 1).map(lambda it: UUID(int=it)))
+def test_an_id_is_written_as_everybody_writes_it(event_id: UUID) -> None:
+    assert text_of(event_id) == str(event_id)
 
 
 @given(st.lists(st.integers(0, 2**48 - 1), min_size=2, max_size=2, unique=True).map(sorted))
