@@ -30,7 +30,7 @@ class Job:
         queues: consumed; the first one, ``bench``, is bound for what is published.
         count: how many events.
         rate: events a second, for `paced`.
-        padding: bytes added to each event.
+        padding: bytes added to each event, or `bench.order.LEAN`.
         message: for the limit: what to publish, as our package would.
         settings: ours, where they are not the defaults.
         options: what one measurement alone needs.

@@ -9,6 +9,8 @@ from uuid import UUID
 from pydantic import BaseModel
 
 KEY = "order.placed"
+LEAN = -1
+"""As ``padding``: an order of nothing."""
 
 
 class Line(BaseModel):
@@ -31,10 +33,18 @@ class Order(BaseModel):
     sent: int = 0
 
 
+def size(padding: int) -> int:
+    """Bytes of the JSON of an order."""
+    return len(Order(**fields(0, padding)).model_dump_json())
+
+
 def fields(number: int = 0, padding: int = 0) -> dict[str, Any]:
-    """An order's fields, some 330 bytes of JSON, and more with ``padding``."""
+    """An order's fields, some 330 bytes of JSON, and more with ``padding``; 100 if it is `LEAN`."""
+    order_id = UUID(int=0x0190_0000_0000_7000_8000_0000_0000_0000 + number)
+    if padding == LEAN:
+        return {"order_id": order_id, "customer": "A", "email": "a@b.org", "lines": [], "total": "0"}
     return {
-        "order_id": UUID(int=0x0190_0000_0000_7000_8000_0000_0000_0000 + number),
+        "order_id": order_id,
         "customer": "Ada Lovelace" + "." * padding,
         "email": "ada.lovelace@example.org",
         "lines": [

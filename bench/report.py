@@ -78,7 +78,7 @@ def floors(results: list[Figures]) -> list[Floor]:
     logged, unlogged = of("event log", "on"), of("publish", "faststream")
     recorded = paired(results, "handlings", "recorded", "not recorded")
     beside = {p: ratio("backfill beside", "before", "meanwhile", p) for p in ("p50", "p99")}
-    told = of("story", "ours", "ms")
+    told, drawn, page = of("story", "ours", "ms"), of("map", "ours", "ms"), of("map", "ours", "bytes")
     peer, many, at_share = "faststream", "publish_many", "latency at 60 %"
     return [
         Floor("`publish_many`, × FastStream", ratio("publish", peer, many), 4.5, True),
@@ -112,6 +112,8 @@ def floors(results: list[Figures]) -> list[Floor]:
         Floor("… p99, × before", beside["p99"], 2, False),
         Floor("one story of a long log, seconds", None if told is None else told / 1e3, 5, False),
         Floor("… memory, MiB", of("story", "ours", "memory"), 200, False),
+        Floor("a map of 200 services and 1,000 events, seconds", None if drawn is None else drawn / 1e3, 3, False),
+        Floor("… its page, MB", None if page is None else page / 1e6, 5, False),
         *_database_floors(results),
     ]
 
@@ -204,8 +206,8 @@ CURVES: dict[str, tuple[str, str, str]] = {
     "deliveries": ("subscribers", "rate", "deliveries/s, with their start"),
     "bindings": ("bindings of the queue", "cpu", "publisher's CPU, µs an event"),
     "patterns": ("patterns in one service", "cpu", "subscriber's CPU, µs an event"),
-    "bodies": ("bytes added to the event", "rate", "published, events/s"),
-    "bodies consumed": ("bytes added to the event", "rate", "consumed, events/s"),
+    "bodies": ("bytes of the event", "rate", "published, events/s"),
+    "bodies consumed": ("bytes of the event", "rate", "consumed, events/s"),
     "backlog": ("events waiting", "memory", "subscriber's memory, MiB"),
     "outbox": ("events waiting in the outbox", "memory", "relay's memory, MiB"),
     "look-up": ("entries of the inbox", "p50", "look-up, ms"),

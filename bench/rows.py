@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from bench.order import LEAN, size
 from bench.runner import Bench, Wrong
 
 ALL = ("ours", "faststream", "rabbitkit", "aio_pika", "aiormq", "kombu", "pika", "limit")
@@ -114,19 +115,19 @@ def growth(bench: Bench) -> None:
 
 
 def bodies(bench: Bench) -> None:
-    """Events of 0.3 kB to 1 MB."""
-    for size in (0, 1_000, 10_000, 100_000, 1_000_000):
+    """Events of 0.1 kB to 1 MB."""
+    for padding in (LEAN, 0, 1_000, 10_000, 100_000, 1_000_000):
         for name in turns(bench, ("ours", "faststream", "limit")):
-            count = max(20, min(bench.some(3000), int(40_000_000 * min(bench.scale, 2) / (size + 600))))
-            message = bench.message("ours", size) if name == "limit" else {}
+            count = max(20, min(bench.some(3000), int(40_000_000 * min(bench.scale, 2) / (size(padding) + 300))))
+            message = bench.message("ours", padding) if name == "limit" else {}
             do = "publish_many" if name == "ours" else "publish"
             bench.empty()
-            bench.measure("bodies", name, do, size, count=count, padding=size, message=message)
+            bench.measure("bodies", name, do, size(padding), count=count, padding=padding, message=message)
             bench.check(count)
             if name != "limit":
                 bench.empty()
-                bench.fill(name, count, size)
-            bench.measure("bodies consumed", name, "consume", size, count=count)
+                bench.fill(name, count, padding)
+            bench.measure("bodies consumed", name, "consume", size(padding), count=count)
             bench.check(0)
 
 
@@ -303,6 +304,12 @@ def story(bench: Bench) -> None:
     bench.declare("bench")
 
 
+def large_map(bench: Bench) -> None:
+    """The map of 200 services and 1,000 events."""
+    for _ in range(bench.rounds):
+        bench.keep("map", "ours", bench.run("tools", "map_of_many"))
+
+
 ROWS: dict[int, Callable[[Bench], None]] = {
     1: publish,
     2: one_by_one,
@@ -322,4 +329,5 @@ ROWS: dict[int, Callable[[Bench], None]] = {
     16: handlings,
     17: backfill,
     18: story,
+    19: large_map,
 }

@@ -25,8 +25,10 @@ from broker.transport import Message, Transport, Waiter
 
 IN_FLIGHT = 1000
 """How many events `Broker.publish_many` has under way at a time: enough to keep RabbitMQ busy, in bounded memory."""
+IN_FLIGHT_BYTES = 32 * 1024 * 1024
+"""Bytes of them, but for one that is larger by itself."""
 AT_A_TIME = 100
-"""How many it begins before it lets others run."""
+"""How many it begins before it lets others run, and how much room it waits for: so many, or a tenth of the bytes."""
 
 
 @dataclass(slots=True)
@@ -133,7 +135,9 @@ class Broker:
         correlation_id: UUID | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[UUID]:
-        """Publish many events, up to 1000 under way at a time, and return their ids in order once all are stored.
+        """Publish many events, and return their ids in order once all are stored.
+
+        Up to 1000 are under way at a time, and up to 32 MiB of them.
 
         Events are sent while ``events`` is read: what came before a wrong one, or before the iterable raised, is sent.
         When it is cancelled, what is under way may be stored.
@@ -155,9 +159,8 @@ class Broker:
             try:
                 async for event in _each(events):
                     publication = self._publication(event, None, correlation_id)
-                    if len(batch.ids) % AT_A_TIME == 0:
+                    if batch.add(publication):
                         await batch.room()
-                    batch.add(publication)
             except Exception as error:  # raised below, after what was sent is confirmed
                 stopped = error
             await batch.end()
@@ -201,10 +204,6 @@ class Broker:
         if self._transport is None:
             raise ContractError("This broker is not open. Write: async with Broker(source=...) as broker: ...")
         return self._transport
-
-    def post(self, publication: Publication, waiter: Waiter) -> None:
-        """As `begin`, telling a waiter: for many at a time, it costs less."""
-        self.forward(self.message(publication), waiter)
 
     def confirmed(self, publication: Publication) -> None:
         """Log that an event was published."""
@@ -254,32 +253,44 @@ class Batch:
         self._broker = broker
         self._progress = progress
         self._under_way = 0
+        self._bytes = 0
         self._waiting: asyncio.Future[None] | None = None
-        self._enough = 0
+        self._enough = self._few_bytes = 0
         self._confirmed = 0
         self.ids: list[UUID] = []
         self.failures: list[Exception] = []
         self.raised: Exception | None = None
         self.abandoned = False
 
-    def add(self, publication: Publication) -> None:
-        """Begin to publish one more."""
+    def add(self, publication: Publication) -> bool:
+        """Begin to publish one more. Returns whether it is time to wait for `room`."""
         self.ids.append(publication.id)
         self._under_way += 1
         underway = UnderWay(self, publication)
         try:
-            self._broker.post(publication, underway)
+            message = self._broker.message(publication)
+            underway.size = len(message.body)
+            self._bytes += underway.size
+            self._broker.forward(message, underway)
         except PublishFailed as error:
             underway.set_exception(error)
         except BaseException:
             self._under_way -= 1
+            self._bytes -= underway.size
             raise
+        return self._full or len(self.ids) % AT_A_TIME == 0
 
-    def ended(self, publication: Publication, error: Exception | None) -> None:
+    @property
+    def _full(self) -> bool:
+        return self._under_way >= IN_FLIGHT or self._bytes >= IN_FLIGHT_BYTES
+
+    def ended(self, publication: Publication, size: int, error: Exception | None) -> None:
         """One has its answer."""
         self._under_way -= 1
-        if self._waiting is not None and self._under_way <= self._enough and not self._waiting.done():
+        self._bytes -= size
+        if self._under_way <= self._enough and self._bytes <= self._few_bytes and self._waiting is not None:
             self._waiting.set_result(None)
+            self._waiting = None
         if error is None:
             self._confirmed += 1
             try:
@@ -296,43 +307,47 @@ class Batch:
 
     async def room(self) -> None:
         """Let others run; return when there is room for more."""
-        if self._under_way >= IN_FLIGHT:
-            await self._until(IN_FLIGHT - AT_A_TIME)
+        if self._full:
+            await self._until(IN_FLIGHT - AT_A_TIME, IN_FLIGHT_BYTES * 9 // 10)
         else:
             await asyncio.sleep(0)
 
     async def end(self) -> None:
         """Return when all have an answer."""
-        await self._until(0)
+        await self._until(0, 0)
 
-    async def _until(self, enough: int) -> None:
-        while self._under_way > enough:
-            self._enough = enough
+    async def _until(self, enough: int, few_bytes: int) -> None:
+        if self._under_way > enough or self._bytes > few_bytes:
+            self._enough, self._few_bytes = enough, few_bytes
             self._waiting = asyncio.get_running_loop().create_future()
             await self._waiting
-        self._waiting = None
 
 
 class UnderWay:
-    """One event of a batch: told how its publish ended, as a `broker.transport.Waiter`."""
+    """One event of a batch: told how its publish ended, as a `broker.transport.Waiter`.
 
-    __slots__ = ("_batch", "_over", "_publication")
+    Attributes:
+        size: bytes of its body, once that is made.
+    """
+
+    __slots__ = ("_batch", "_over", "_publication", "size")
 
     def __init__(self, batch: Batch, publication: Publication) -> None:
         self._batch = batch
         self._publication = publication
         self._over = False
+        self.size = 0
 
     def done(self) -> bool:
         return self._over or self._batch.abandoned
 
     def set_result(self, result: None, /) -> None:
         self._over = True
-        self._batch.ended(self._publication, None)
+        self._batch.ended(self._publication, self.size, None)
 
     def set_exception(self, error: Exception, /) -> None:
         self._over = True
-        self._batch.ended(self._publication, error)
+        self._batch.ended(self._publication, self.size, error)
 
 
 def _described(publication: Publication) -> dict[str, str]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 from uuid import UUID
 
 from bench.contenders.ours import NewOrderPlaced, open_broker, service, settings
@@ -42,6 +46,16 @@ async def story(job: Job) -> None:
     told = await Reader(settings(job), []).story(UUID(job.options["id"]))
     job.result["ms"] = (time.perf_counter() - began) * 1e3
     assert [step.name for step in told.steps] == ["New Order Placed"]
+
+
+async def map_of_many(job: Job) -> None:
+    """`broker map`, from its start to its end, of the code of `bench.company`."""
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "map.html"
+        began = time.perf_counter()
+        words = ("map", "--code", "--html", str(page), "--from", "bench.company")
+        subprocess.run([sys.executable, "-m", "broker", *words], check=True)  # noqa: ASYNC221, S603  (ourselves)
+        job.result |= {"ms": (time.perf_counter() - began) * 1e3, "bytes": page.stat().st_size}
 
 
 async def consume_recording_by_turns(job: Job) -> None:

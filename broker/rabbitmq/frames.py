@@ -264,11 +264,13 @@ class Splitter:
     Attributes:
         channels: whose frames go to which sink.
         frame_max: bytes of a frame at most, as agreed with RabbitMQ.
+        moved: whether what came last ended a frame, and of a content that has begun, if there is one.
     """
 
     def __init__(self, frame_max: int = FRAME_MAX) -> None:
         self.channels: dict[int, Sink] = {}
         self.frame_max = frame_max
+        self.moved = True
         self._contents: dict[int, _Content] = {}
         self._kept = bytearray()
         self._need = 8
@@ -289,6 +291,7 @@ class Splitter:
         if kept := self._kept:
             if len(kept) + len(data) < self._need:
                 kept += data
+                self.moved = False
                 return b""
             data = b"".join((kept, data))
             self._kept = bytearray()
@@ -327,6 +330,7 @@ class Splitter:
         if at < end:
             self._kept += data[at:]
             self._need = need
+        self.moved = since > 0 or (at > 0 and not contents)
         others.append(data[since:at])
         return b"".join(others)
 

@@ -39,7 +39,7 @@ from broker.settings import Settings, readable
 HEARTBEAT = 10
 """Seconds. RabbitMQ sends something at least every half of it, and gives a silent client up after two."""
 SILENCE = 2 * HEARTBEAT
-"""Seconds without a byte after which we give RabbitMQ up."""
+"""Seconds without a whole frame after which we give RabbitMQ up."""
 
 FAILURES = (
     AMQPError, PAMQPException, ChannelInvalidStateError, OSError, TimeoutError, RuntimeError, StopAsyncIteration,
@@ -260,7 +260,8 @@ class Link:
             was_silent, silent = silent, self._sockets.silence > SILENCE
             if silent and was_silent:  # twice: after the event loop stood still, what came meanwhile is read first
                 self._sockets.abort()
-                self.break_off(f"RabbitMQ was silent for {self._sockets.silence:.0f} s")
+                what = "sent half a frame or half a message, and no more" if self._sockets.half else "was silent"
+                self.break_off(f"RabbitMQ {what} for {self._sockets.silence:.0f} s")
             await self._notice_blocked()
             self._notice_unconfirmed()
             if not self._broken.is_set() and asyncio.get_running_loop().time() > declare_at:

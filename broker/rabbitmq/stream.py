@@ -1,6 +1,7 @@
-"""The socket beneath a connection, with a note of when bytes last came.
+"""The socket beneath a connection, with a note of when it last brought something whole.
 
-A peer that falls silent (a black hole: no reset, no goodbye) is noticed by this note, sooner than by aiormq's own.
+A peer that falls silent (a black hole: no reset, no goodbye) is noticed by this note, sooner than by aiormq's own; so
+is one that announced more than it sends.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ TELL = 5.0
 
 
 class NotingReader(asyncio.StreamReader):
-    """A stream reader that notes when bytes last came, and hands the frames of registered channels to their sinks.
+    """A stream reader that notes when frames last came, and hands those of registered channels to their sinks.
 
     Args:
         rubbish: called with what is wrong when what comes is not AMQP; None: all bytes are aiormq's.
@@ -34,8 +35,9 @@ class NotingReader(asyncio.StreamReader):
         self.heard_at = self._told_at = loop.time()
 
     def feed_data(self, data: Any) -> None:
-        self.heard_at = now = self._now()
+        now = self._now()
         if self._rubbish is None:
+            self.heard_at = now
             super().feed_data(data)
             return
         try:
@@ -43,6 +45,8 @@ class NotingReader(asyncio.StreamReader):
         except FrameError as error:
             self._rubbish(f"RabbitMQ sent what is not AMQP: {error}")
             return
+        if self.splitter.moved:
+            self.heard_at = now
         if not others and now - self._told_at > TELL:
             others = HEARTBEAT
         if others:
@@ -82,10 +86,15 @@ class Sockets(TransportFactory):
 
     @property
     def silence(self) -> float:
-        """Seconds since bytes last came."""
+        """Seconds since a whole frame last came, and one of a content that has begun, if there is one."""
         if self._reader is None:
             return 0.0
         return asyncio.get_running_loop().time() - self._reader.heard_at
+
+    @property
+    def half(self) -> bool:
+        """Whether what came last is only a part of a frame, or of a content."""
+        return self._reader is not None and not self._reader.splitter.moved
 
     def attach(self, channel: int, sink: Sink, frame_max: int) -> None:
         """Hand a channel's deliveries, returns and confirms to a sink."""

@@ -19,6 +19,8 @@ import typer.main
 
 from broker.cli import common
 from broker.cli.doctor import pruning, show
+from broker.logs import logger
+from broker.rabbitmq import RabbitMQ
 from broker.retry import Delay
 from broker.settings import Settings
 from broker.tools import mending
@@ -27,6 +29,7 @@ from broker.tools.management import Management
 from broker.tools.server import Server
 from broker.tools.snapshot import Finding, Snapshot
 from broker.topology import Topology, retry_topology, service_topology
+from broker.transport import Delivery
 from tests.acceptance.conftest import Start
 from tests.acceptance.running import BROKER, Ended, broker, environment
 from tests.waiting import until
@@ -252,6 +255,42 @@ async def test_prune_lists_and_asks_a_person_and_takes_no_for_an_answer(
     assert process.returncode == 0
     assert (b"Nothing was removed." in said) is not removed
     assert await mill.queues() == (before - {"old", "old.dead"} if removed else before)
+
+
+@pytest.mark.parametrize("goes", [False, True], ids=["consumed", "in hand, its consumer gone"])
+async def test_a_queue_whose_messages_somebody_has_in_hand_is_kept(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch, goes: bool
+) -> None:
+    await mill.declare(service_topology("old", ["parcel.weighed"], "events"))
+    seen = await mill.seen()
+    todo = mending.plan(seen)
+    assert "old" in todo.queues
+    transport = RabbitMQ(seen.settings, logger(seen.settings), "somebody")
+    try:
+        await transport.connect()
+        taken: list[Delivery] = []
+        consumer = await transport.consume("old", taken.append, prefetch=10)
+        assert await mill.management.publish("events", "parcel.weighed", "{}")
+        await until(lambda: taken)
+        if goes:
+            await consumer.cancel()
+        monkeypatch.setattr(mending, "REPORTED", 0.0)  # then the last look has to see it
+        done = await mending.prune(seen, todo, print)
+        assert any(kept.startswith("old: it ") for kept in done.kept), done
+        await taken[0].ack()
+    finally:
+        await transport.close()
+    assert "old" in await mill.queues()
+    assert await mill.keys("old") == {"parcel.weighed"}  # bound again
+
+
+async def test_strictly_a_warning_is_not_all_well(mill: Mill) -> None:
+    await mill.bind("weighing", "parcel.lost")
+    found = await mill.findings()
+    assert {it.severity for it in found} >= {"warning"}
+    assert not problems(found), problems(found)
+    assert (await mill.command()).code == 0
+    assert (await mill.command("--strict")).code == 1
 
 
 async def test_what_comes_to_a_queue_while_it_is_pruned_is_kept(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,14 @@ async def test_the_log_shows_what_is_meant(shop: Shop) -> None:
     for words, numbers in (
         (("--subject", "2", "--event", "drum lost", "--source", "van", "--id", str(lost)), [2]),
         (("--offset", str(everything[1]["offset"]), "--limit", "1", "*.weighed"), [2]),
+        (("--offset", str(everything[1]["offset"])), [2, 3, 2]),
+        (("--limit", "2"), [1, 2]),
+        (("*.weighed",), [1, 2, 3]),
+        (("*.lost",), [2]),
+        (("--source", "scales"), [1, 2, 3]),
+        (("--source", "van"), [2]),
+        (("--subject", "2"), [2, 2]),
+        (("--id", everything[2]["id"]), [3]),
         (("--until", "1h"), []),
     ):
         shown = [json.loads(it) for it in (await shop.run("log", "--json", *words)).out.splitlines()]

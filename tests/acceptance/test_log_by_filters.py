@@ -145,6 +145,23 @@ async def test_since_a_time_the_log_shows_what_was_stored_from_then_on(farm: Far
         assert await farm.shown(*words) == ids, words
 
 
+async def test_of_a_time_it_is_replayed_what_was_stored_then(farm: Farm) -> None:
+    await farm.count(1, 2)
+    then = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=1)
+    await until(lambda: datetime.now(UTC) >= then)
+    fold = await farm.serve("fold")
+    await farm.publish(SheepShorn(number=3))
+    for words, events in (
+        (("--since", "1h"), {"Sheep Counted": 2, "Sheep Shorn": 1}),
+        (("--since", then.isoformat()), {"Sheep Shorn": 1}),
+        (("--since", "1h", "--until", then.isoformat()), {"Sheep Counted": 2}),
+    ):
+        ended = await farm.run("replay", "fold", *words, "--dry-run", "--json")
+        assert ended.json["events"] == events, (words, ended.err)
+    fold.signal(signal.SIGTERM)
+    assert await fold.ended() == 0
+
+
 async def test_the_log_shows_one_story_alone(farm: Farm) -> None:
     mine, other = await farm.count(1, 2)
     shorn = await farm.publish(SheepShorn(number=1), SheepShorn(number=5), story=UUID(mine))

@@ -102,3 +102,23 @@ async def test_frames_cut_at_every_byte_are_read_all_the_same(
         await broker.publish_many(weighed(n) for n in range(50))
         await until(lambda: packed == set(range(50)))
     assert not [line for line in lines if line["event"] == "disconnected"]
+
+
+async def test_a_frame_whose_rest_never_comes_is_noticed_though_heartbeats_come(
+    far: World, proxy: Proxy, lines: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.rabbitmq.link.HEARTBEAT", 2)
+    monkeypatch.setattr("broker.rabbitmq.link.SILENCE", 4)
+    service, packed = packing()
+    broker = await far.broker(publish_timeout=20)
+    async with far.serve(service):
+        await broker.publish(weighed(1))
+        await until(lambda: 1 in packed)
+
+        proxy.inject(frame(3, 1, b"", size=100_000))
+        await broker.publish(weighed(2))
+
+        await until(lambda: packed == {1, 2})
+        ended = [line["error"] for line in lines if line["event"] == "disconnected"]
+        assert ended
+        assert all("sent half a frame or half a message, and no more" in error for error in ended), ended

@@ -11,10 +11,8 @@ from uuid import uuid4
 
 import pytest
 
-from broker.tools.container import ContainerNode
 from broker.tools.management import Management
-from broker.tools.node import Node
-from broker.tools.server import node_to_break
+from tests.faults.kinds import KINDS, loop_name, start
 from tests.faults.world import AnyNode, World
 
 REPORT = pytest.StashKey[pytest.TestReport]()
@@ -23,9 +21,12 @@ REPORT = pytest.StashKey[pytest.TestReport]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--rabbitmq",
-        choices=("any", "installed", "container"),
+        choices=KINDS,
         default="any",
         help="the RabbitMQ to break: any that can be had, the one installed here, or one in a container",
+    )
+    parser.addoption(
+        "--direct", choices=("on", "off"), default="on", help="BROKER_DIRECT of all that is broken: own frames, or not"
     )
     parser.addoption("--results", type=Path, help="file to which each row's result is appended, a line of JSON each")
 
@@ -50,19 +51,8 @@ class Nodes:
     def get(self) -> AnyNode:
         """A node that runs."""
         if self._node is None:
-            self._node = self._start()
+            self._node = start(self._kind)
         return self._node
-
-    def _start(self) -> AnyNode:
-        if self._kind == "any":
-            return node_to_break()
-        node = Node() if self._kind == "installed" else ContainerNode()
-        try:
-            node.start()
-        except BaseException:
-            node.close()
-            raise
-        return node
 
     def close(self) -> None:
         """End it; the next row gets another."""
@@ -84,12 +74,13 @@ async def world(request: pytest.FixtureRequest, nodes: Nodes, tmp_path: Path) ->
     node = await asyncio.to_thread(nodes.get)
     vhost = f"faults-{uuid4().hex[:8]}"
     began = monotonic()
+    direct = request.config.getoption("--direct", default="on") == "on"
     async with Management(node.url, node.management_url, timeout=60) as administrator:
         await administrator.create_vhost(vhost)
         url = f"{node.url}{vhost}"
         async with Management(url, node.management_url, timeout=60) as management:
-            world = World(node, url, management, tmp_path)
-            world.result["version"] = await management.version()
+            world = World(node, url, management, tmp_path, direct=direct)
+            world.result |= {"version": await management.version(), "loop": loop_name(), "direct": world.direct}
             try:
                 yield world
             finally:

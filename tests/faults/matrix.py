@@ -6,6 +6,7 @@ Results of all versions are kept in docs/reliability.json, so that a run on one 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,20 @@ BEGIN, END = "<!-- matrix -->", "<!-- /matrix -->"
 
 Results = dict[str, dict[str, dict[str, Any]]]
 """By column (``3.10``), then by row."""
+PLAIN = "BROKER_DIRECT=off"
 
 
-def column(version: str) -> str:
-    """The release series of a version: ``4.0.5`` stands in the column ``4.0``."""
-    return ".".join(version.split(".")[:2])
+def column(result: dict[str, Any]) -> str:
+    """The release series of its version: ``4.0.5`` stands in the column ``4.0``; with plain aio-pika in another."""
+    series = ".".join(result["version"].split(".")[:2])
+    return series if result.get("direct", True) else f"{series} {PLAIN}"
+
+
+def heading(column: str, results: Iterable[dict[str, Any]]) -> str:
+    """What stands above a column: the version, and on what it ran."""
+    newest = max(results, key=lambda result: [int(part) for part in result["version"].split(".")])
+    on = [newest["loop"]] if "loop" in newest else []
+    return ", ".join([f"RabbitMQ {newest['version']}", *on, *([PLAIN] if PLAIN in column else [])])
 
 
 def load(store: Path = STORE) -> Results:
@@ -36,7 +46,7 @@ def merge(kept: Results, lines: list[str], *, whole: bool) -> Results:
     for line in lines:
         result = json.loads(line)
         if "version" in result:
-            run.setdefault(column(result["version"]), {})[f"{result['row']}: {result['injected']}"] = result
+            run.setdefault(column(result), {})[f"{result['row']}: {result['injected']}"] = result
     for name, rows in run.items():
         merged[name] = rows if whole else {**merged.get(name, {}), **rows}
     return merged
@@ -44,11 +54,11 @@ def merge(kept: Results, lines: list[str], *, whole: bool) -> Results:
 
 def table(results: Results) -> str:
     """The results as a Markdown table."""
-    columns = sorted(results, key=lambda name: [int(part) for part in name.split(".")])
-    versions = [max((row["version"] for row in results[name].values()), default=name) for name in columns]
+    columns = sorted(results, key=lambda name: (PLAIN in name, [int(part) for part in name.split()[0].split(".")]))
+    headings = [heading(name, results[name].values()) for name in columns]
     rows = list(dict.fromkeys(key for name in columns for key in results[name]))
     lines = [
-        f"| fault | injected | {' | '.join(f'RabbitMQ {version}' for version in versions)} |",
+        f"| fault | injected | {' | '.join(headings)} |",
         f"|---|---|{'---|' * len(columns)}",
     ]
     for key in rows:

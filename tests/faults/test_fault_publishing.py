@@ -83,7 +83,7 @@ async def test_large(world: World) -> None:
 )
 async def test_over_the_limit_of_rabbitmq(world: World) -> None:
     await world.begin()
-    settings = Settings(url=SecretStr(world.url), max_message_bytes=200 * MIB, publish_timeout=60)
+    settings = Settings(url=SecretStr(world.url), direct=world.direct, max_message_bytes=200 * MIB, publish_timeout=60)
     with world.fault():
         async with Broker(source="test", settings=settings) as broker:
             others = [NumberDrawn(number=number) for number in range(1_000_001, 1_001_001)]
@@ -119,7 +119,7 @@ async def test_confirms_late(world: World) -> None:
     with world.fault():
         async with Proxy(world.url) as proxy:
             for deadline in (0.001, 0.005, 0.02, 0.05):
-                settings = Settings(url=SecretStr(proxy.url), publish_timeout=deadline)
+                settings = Settings(url=SecretStr(proxy.url), direct=world.direct, publish_timeout=deadline)
                 async with Broker(source="test", settings=settings) as broker:
                     first = 1_000_000 + int(deadline * 1_000_000)
                     failures |= await publish(world, broker, map(_event, range(first, first + 400)))

@@ -27,6 +27,16 @@ def test_a_row_has_a_cell_for_each_version() -> None:
     assert second == f"| b | kill -9 | not run | {cell} |"
 
 
+def test_what_ran_on_plain_aio_pika_stands_in_a_column_of_its_own_after_the_others() -> None:
+    rows = [result("a", "3.10.8", loop="asyncio", direct=False), result("a", "3.10.8", loop="asyncio", direct=True)]
+    head, _, row = table(merge({}, [*rows, result("a", "4.0.5", loop="uvloop")], whole=True)).splitlines()
+    assert head == (
+        "| fault | injected | RabbitMQ 3.10.8, asyncio | RabbitMQ 4.0.5, uvloop "
+        "| RabbitMQ 3.10.8, asyncio, BROKER_DIRECT=off |"
+    )
+    assert row.count("1,200 confirmed") == 3
+
+
 def test_a_failure_shows() -> None:
     assert told({"passed": False}) == "**FAILED**"
     lost = told(json.loads(result("a", "4.0.5", passed=False, lost=7)))

@@ -56,13 +56,15 @@ class World:
         url: a virtual host of its own there.
         management: of that virtual host.
         folder: for the records.
+        direct: whether what it runs has own frames.
     """
 
-    def __init__(self, node: AnyNode, url: str, management: Management, folder: Path) -> None:
+    def __init__(self, node: AnyNode, url: str, management: Management, folder: Path, *, direct: bool = True) -> None:
         self.node = node
         self.url = url
         self.management = management
         self.folder = folder
+        self.direct = direct
         self.publisher: Kept | None = None
         self.subscribers: list[Kept] = []
         self.foreign: list[DeliveredMessage] = []
@@ -79,6 +81,7 @@ class World:
 
     def _process(self, module: str, told: BaseModel, url: str | None, settings: dict[str, str] | None) -> Process:
         told_to = {"BROKER_LOGGING_LEVEL": "info", VARIABLE: told.model_dump_json()} | (settings or {})
+        told_to["BROKER_DIRECT"] = "on" if self.direct else "off"
         words = (sys.executable, "-m", f"tests.faults.{module}", str(self.folder))
         output = self.folder / f"output-{next(self._output)}"
         return Process(words, ROOT, environment(url or self.url, **told_to), output)
@@ -257,7 +260,7 @@ class World:
     @contextlib.asynccontextmanager
     async def transport(self) -> AsyncIterator[RabbitMQ]:
         """A connected transport of the test's own."""
-        settings = Settings(url=SecretStr(self.url), publish_timeout=30, connect_timeout=60)
+        settings = Settings(url=SecretStr(self.url), direct=self.direct, publish_timeout=30, connect_timeout=60)
         transport = RabbitMQ(settings, logger(settings), "test")
         try:
             await transport.connect()

@@ -1,7 +1,8 @@
 """A long run under load with random faults, ``make soak``.
 
 One publisher and three subscribers, each a process behind a TCP proxy of its own, on a RabbitMQ that is the run's own.
-``SEED``, ``EVENTS`` and ``FAULTS`` in the environment say which faults, how many events at least, and how many faults.
+``SEED``, ``EVENTS`` and ``FAULTS`` in the environment say which faults, how many events at least, and how many faults;
+``RABBITMQ``, on which (`tests.faults.kinds.KINDS`).
 Prints what happens, and a report, which a run of full length also writes to docs/reliability.md. Exits 0 when nothing
 was lost, nothing falsely confirmed, and everybody worked again within 10 s of each fault's end.
 """
@@ -21,10 +22,10 @@ from pathlib import Path
 from time import monotonic
 
 from broker.tools.management import Management
-from broker.tools.server import node_to_break
 from broker.topology import dead_queue, service_topology
 from tests.acceptance.running import ROOT, Process, environment
 from tests.faults.kept import Kept
+from tests.faults.kinds import KINDS, loop_name, start
 from tests.faults.ledger import Books
 from tests.faults.proxy import Proxy
 from tests.faults.told import Publishing, read
@@ -205,7 +206,9 @@ class Soak:
                 logged=frozenset(logged),
             )
         version = await self._world.management.version()
-        return Outcome(seed, version, (monotonic() - self._began) / 60, books, len(failed), self._recoveries())
+        return Outcome(
+            seed, version, loop_name(), (monotonic() - self._began) / 60, books, len(failed), self._recoveries()
+        )
 
     def _recoveries(self) -> list[tuple[Happened, float]]:
         files = [self._folder / "confirmed", *(self._folder / name / "handled" for name in NAMES)]
@@ -217,11 +220,11 @@ class Soak:
         ]
 
 
-async def soak(seed: int, events: int, faults: int) -> int:
+async def soak(seed: int, events: int, faults: int, kind: str) -> int:
     """Run it; returns the exit code."""
-    print(f"SEED={seed} EVENTS={events} FAULTS={faults}", flush=True)  # noqa: T201
+    print(f"SEED={seed} EVENTS={events} FAULTS={faults} RABBITMQ={kind}", flush=True)  # noqa: T201
     async with AsyncExitStack() as stack:
-        node = await asyncio.to_thread(node_to_break)
+        node = await asyncio.to_thread(start, kind)
         stack.callback(node.close)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-")))
         management = await stack.enter_async_context(Management(node.url, node.management_url, timeout=60))
@@ -232,7 +235,7 @@ async def soak(seed: int, events: int, faults: int) -> int:
         outcome = await run.outcome(seed)
     print(f"\n{outcome.text()}\n", flush=True)  # noqa: T201
     if events >= EVENTS and faults >= FAULTS:
-        write("soak", outcome.text())
+        write(f"soak {outcome.series}", outcome.text())
     for wrong in outcome.wrong:
         print(f"WRONG: {wrong}")  # noqa: T201
     short = len(next(iter(outcome.books.values())).confirmed) < events
@@ -244,7 +247,11 @@ async def soak(seed: int, events: int, faults: int) -> int:
 def main() -> int:
     """Run it as the environment says."""
     seed = int(os.environ.get("SEED") or random.randrange(10_000))
-    return asyncio.run(soak(seed, int(os.environ.get("EVENTS") or EVENTS), int(os.environ.get("FAULTS") or FAULTS)))
+    kind = os.environ.get("RABBITMQ") or "any"
+    if kind not in KINDS:
+        sys.exit(f"RABBITMQ is one of {', '.join(KINDS)}, not {kind!r}.")
+    events, faults = int(os.environ.get("EVENTS") or EVENTS), int(os.environ.get("FAULTS") or FAULTS)
+    return asyncio.run(soak(seed, events, faults, kind))
 
 
 if __name__ == "__main__":

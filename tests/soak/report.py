@@ -47,10 +47,16 @@ class Outcome:
 
     seed: int
     version: str
+    loop: str
     minutes: float
     books: dict[str, Books]
     failed: int
     faults: list[tuple[Happened, float]]
+
+    @property
+    def series(self) -> str:
+        """Of RabbitMQ's version: ``3.10``."""
+        return ".".join(self.version.split(".")[:2])
 
     @property
     def wrong(self) -> list[str]:
@@ -71,8 +77,8 @@ class Outcome:
         confirmed = len(next(iter(self.books.values())).confirmed)
         recoveries = sorted(took for _, took in self.faults)
         lines = [
-            f"RabbitMQ {self.version}, seed {self.seed}: {confirmed:,} events × {len(self.books)} subscribers, "
-            f"{len(self.faults)} faults, {self.minutes:.0f} minutes. {self.failed:,} publishes raised.",
+            f"RabbitMQ {self.version}, {self.loop}, seed {self.seed}: {confirmed:,} events × {len(self.books)} "
+            f"subscribers, {len(self.faults)} faults, {self.minutes:.0f} minutes. {self.failed:,} publishes raised.",
             "",
             "| subscriber | confirmed | handled | lost | falsely confirmed | handled twice |",
             "|---|---|---|---|---|---|",

@@ -41,7 +41,8 @@ def test_the_report_tells_what_is_wrong() -> None:
         attempted=frozenset({1, 2}), confirmed=frozenset({1, 2}), handled=Counter([1]), logged=frozenset({1, 2})
     )
     faults = [(Happened(KILLED, 2, 4), 3.0), (Happened(KILLED, 20, 22), 11.0)]
-    outcome = Outcome(7, "4.0.5", 1, {"crm": sound, "packing": lossy}, 0, faults)
+    outcome = Outcome(7, "4.0.5", "uvloop", 1, {"crm": sound, "packing": lossy}, 0, faults)
     assert outcome.wrong == ["packing: 1 lost: [2]", "crm killed (-9): all worked again only after 11.0 s"]
-    assert "seed 7: 2 events × 2 subscribers, 2 faults" in outcome.text()
-    assert Outcome(7, "4.0.5", 1, {"crm": sound}, 0, faults[:1]).wrong == []
+    assert outcome.series == "4.0"
+    assert "RabbitMQ 4.0.5, uvloop, seed 7: 2 events × 2 subscribers, 2 faults" in outcome.text()
+    assert Outcome(7, "4.0.5", "uvloop", 1, {"crm": sound}, 0, faults[:1]).wrong == []

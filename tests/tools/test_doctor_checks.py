@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,7 +27,7 @@ from broker.tools.checks import (
     check_schemas,
     check_versions,
 )
-from broker.tools.doctor import read_code
+from broker.tools.doctor import outdated, read_code, skew
 from broker.tools.drift import check_leftovers, check_topology, difference, leftovers, maker, missing
 from broker.tools.management import (
     Activity,
@@ -499,8 +500,8 @@ def test_alarms_and_nodes_that_are_down(state: dict[str, Any], severity: str, wo
 
 
 def test_clocks_may_differ_by_five_seconds() -> None:
-    for skew in (None, 0.0, 4.9, -4.9):
-        assert said(check_clock(Snapshot(settings=SETTINGS, skew=skew))) == []
+    for ahead in (None, 0.0, 4.9, -4.9):
+        assert said(check_clock(Snapshot(settings=SETTINGS, skew=ahead))) == []
     assert the_one(check_clock(Snapshot(settings=SETTINGS, skew=61.0)), "61 s").what.startswith("RabbitMQ's clock")
     assert the_one(check_clock(Snapshot(settings=SETTINGS, skew=-61.0)), "61 s").what.startswith("This machine's")
 
@@ -684,3 +685,24 @@ def test_names_from_elsewhere_stay_one_word_of_a_command() -> None:
     snapshot = with_policies(Policy(name=HOSTILE, pattern="packing", definition={"message-ttl": 1}))
     for it in check_policies(snapshot):
         assert shlex.split(it.commands[0])[-1] == HOSTILE
+
+
+# -- what the checks go by ---------------------------------------------------------------------------------------------
+
+
+def test_packages_older_than_this_one_requires_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = ["pydantic>=999.1", "structlog >= 1.0", "uvloop>=999; extra == 'fast'"]
+    monkeypatch.setattr("broker.tools.doctor.requires", lambda _: needed)
+    assert outdated() == {"pydantic": "pydantic>=999.1"}
+
+
+@pytest.mark.parametrize("ahead", [-90.0, 0.0, 3600.0])
+async def test_by_how_much_the_clock_of_rabbitmq_is_ahead(ahead: float) -> None:
+    class Clock:
+        async def clock(self) -> datetime:
+            return (datetime.now(UTC) + timedelta(seconds=ahead)).replace(microsecond=0)  # as HTTP tells the time
+
+    management: Any = Clock()
+    told = await skew(management)
+    assert told is not None
+    assert abs(told - ahead) <= 1

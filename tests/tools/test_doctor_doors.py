@@ -10,10 +10,16 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from pydantic import SecretStr
 
+from broker.settings import Settings
+from broker.tools.checks import check_connection
+from broker.tools.doctor import ask_management
 from broker.tools.doors import elsewhere, ring
+from broker.tools.management import Management
 from broker.tools.node import free_ports
 from broker.tools.server import Server
+from broker.tools.snapshot import Snapshot
 
 GREETING = b"\x01\x00\x00\x00\x00\x01\x00\x0ccluster_nameS\x00\x00\x00\x04shop\x07versionS\x00\x00\x00\x054.0.5\xce"
 """As RabbitMQ greets, as far as it is read."""
@@ -112,6 +118,23 @@ async def test_a_management_api_under_another_scheme_is_found(certificate: Path)
     said = b"HTTP/1.1 401 Unauthorized\r\n" + realm + b"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     async with speaking(said, certificate) as port:
         assert await elsewhere(f"http://127.0.0.1:{port}", "127.0.0.1") == f"https://127.0.0.1:{port}"
+
+
+async def test_a_management_api_behind_tls_is_read_by_whom_is_told_its_authority(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\nConnection: close\r\n\r\n[]"
+    async with speaking(said, certificate) as port:
+        address = f"https://127.0.0.1:{port}"
+        settings = Settings(url=SecretStr("amqp://127.0.0.1:9/"), management_url=SecretStr(address))
+        monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+        (finding,) = [it for it in check_connection(await ask_management(Snapshot(settings))) if address in it.what]
+        assert "is not trusted" in finding.what
+        (helps,) = finding.commands
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert helps.startswith("export SSL_CERT_FILE=")
+        async with Management.of(settings) as management:
+            assert await management.queues() == []
 
 
 async def test_a_management_api_on_its_usual_port_is_found(monkeypatch: pytest.MonkeyPatch, server: Server) -> None:

@@ -71,6 +71,23 @@ def map_of(services: Sequence[Service] | None, live: Live | None, note: str = ""
         return draw(services, live, note)
 
 
+def shown(it: Map, *, colours: bool = False) -> str:
+    """What a terminal shows."""
+    terminal = StringIO()
+    Console(file=terminal, width=200, force_terminal=colours, color_system="standard").print(screen(it))
+    return terminal.getvalue()
+
+
+def reds(it: Map) -> set[str]:
+    """The first words of what is red on a terminal."""
+    return set(re.findall(r"\x1b\[1;31m([\w.#]+)", shown(it, colours=True)))
+
+
+def on_page(it: Map) -> list[str]:
+    """What is red on the page."""
+    return re.findall(r'class="[a-z ]*\bbad"[^>]*><span>(.*?)</span>', page(it))
+
+
 def kinds(it: Map) -> set[tuple[str, str]]:
     return {(each.kind, each.about) for each in it.drift}
 
@@ -94,6 +111,17 @@ def test_code_and_rabbitmq_that_agree_do_not_drift() -> None:
     (packing,) = [service for service in it.services if service.name == "packing"]
     assert packing.queue is not None
     assert (packing.queue.ready, packing.queue.dead, packing.queue.consumers) == (2, 2, 1)
+
+
+def test_how_fast_a_queue_fills_and_empties() -> None:
+    busy = replace(live(), activity={"packing": Activity(consumers=3, published=7.5, acknowledged=4.25)})
+    it = map_of(shop(), busy)
+    (packing,) = [service for service in it.services if service.name == "packing"]
+    assert packing.queue is not None
+    assert (packing.queue.rate_in, packing.queue.rate_out) == (7.5, 4.25)
+    assert re.search(r"^packing +2 +0 +2 +3 +7\.5 +4\.2 *$", shown(it), re.MULTILINE), shown(it)
+    assert "4/s" in page(it)
+    assert "4/s" in mermaid(it)
 
 
 def test_whatever_does_not_fit_is_named() -> None:
@@ -204,6 +232,9 @@ def test_an_event_that_nobody_hears_and_a_subscription_that_nobody_publishes() -
 
     it = map_of([crm], None)
     assert ("unheard", "Parcel Sent") in kinds(it)
+    assert ("unpublished", "crm") in kinds(it)
+    assert reds(it) == {"Parcel", "crm"}, "Parcel Sent, and who waits for others"
+    assert {"Parcel Sent", "crm"} <= set(on_page(it))
     told = [each.text for each in it.drift if each.kind == "unpublished"]
     assert sorted(told) == [
         "It subscribes to 'invoice.*', and no code publishes any such event.",
@@ -262,16 +293,10 @@ def test_for_mermaid_each_queue_has_its_depth_where_rabbitmq_was_asked() -> None
 def test_on_the_page_and_the_screen_the_same_is_red() -> None:
     queues = ["packing", "packing.dead", "legacy", "legacy.dead", "events.log"]
     it = map_of(shop(), live(queues, [("packing", "parcel.lost"), ("legacy", "legacy.#")], consumers=0))
-    marked = re.findall(r'class="[a-z ]*\bbad"[^>]*><span>(.*?)</span>', page(it))
+    marked = on_page(it)
     assert sorted(marked) == ["legacy", "legacy.#", "packing", "watching"]
-    terminal = StringIO()
-    Console(file=terminal, width=200, force_terminal=True, color_system="standard").print(screen(it))
-    assert set(re.findall(r"\x1b\[1;31m([\w.#]+)", terminal.getvalue())) == set(marked)
-    alone = StringIO()
-    Console(file=alone, width=200, force_terminal=True, color_system="standard").print(
-        screen(map_of(None, live(["packing"])))
-    )
-    assert "\x1b[1;31m" not in alone.getvalue()  # nothing says that it does not fit
+    assert reds(it) == set(marked)
+    assert not reds(map_of(None, live(["packing"])))  # nothing says that it does not fit
 
 
 def test_nothing_at_all() -> None:

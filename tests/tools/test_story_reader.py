@@ -330,6 +330,17 @@ async def test_what_a_search_has_found_when_somebody_will_not_wait(world: World)
     assert [it.correlation_id for it in reader.headings] == [story]
 
 
+async def test_a_search_since_a_time_finds_what_came_then(world: World, reader: Reader) -> None:
+    broker = await world.broker("scales")
+    parcel = uuid4()
+    await broker.publish(ParcelWeighed(parcel_id=parcel))
+    then = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=1)
+    await until(lambda: datetime.now(UTC) >= then)
+    later = await broker.publish(ParcelWeighed(parcel_id=parcel))
+    found = await reader.about(Wanted.subject(str(parcel)), since=then)
+    assert [it.correlation_id for it in found] == [later]
+
+
 async def test_what_is_not_there_is_said_with_what_is_near(world: World, reader: Reader) -> None:
     broker = await world.broker("scales")
     story = await broker.publish(weighed())
@@ -339,6 +350,10 @@ async def test_what_is_not_there_is_said_with_what_is_near(world: World, reader:
     assert f"Did you mean '{story}'?" in str(caught.value)
     with pytest.raises(ContractError, match="holds 1 messages, the oldest of") as caught:
         await reader.story(uuid4())
+    assert "Around that time" not in str(caught.value), "an id that says no time"
+    with pytest.raises(ContractError) as caught:
+        await reader.story(UUID(int=story.int ^ 0xFFF_0FFF_FFFF_FFFF_FFFF))  # of the same moment
+    assert f"Around that time: Parcel Weighed {story} (" in str(caught.value)
     with pytest.raises(ContractError, match="No event with the subject '1042' is in the event log"):
         await reader.about(Wanted.subject("1042"))
     with pytest.raises(ContractError, match="ends with 'abcd'"):

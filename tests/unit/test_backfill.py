@@ -264,11 +264,11 @@ class Delivered:
         self.settled = "released"
 
 
-def event(number: int, exchange: str = "events") -> Message:
+def event(number: int, exchange: str = "events", source: str = "scales") -> Message:
     """One of a series: its id says which."""
     at = UUID(int=number + 1)
     parcel = ParcelWeighed(parcel_id=at, grams=number)
-    body, _ = encode(parcel, event_id=at, source="scales", time=NOW, story=Story(at))
+    body, _ = encode(parcel, event_id=at, source=source, time=NOW, story=Story(at))
     return message(body, exchange=exchange)
 
 
@@ -277,11 +277,12 @@ async def test_what_was_handled_out_of_the_log_is_kept_away() -> None:
     seam = Seam("events", passed.append)
     for number in (1, 2, 3):
         seam.add(event(number))
-    seam.begin(6)
+    seam.begin(7)
     copies = [Delivered(event(number)) for number in (2, 1, 2)]
     others = [
         Delivered(event(4)),
         Delivered(event(1, exchange="packing")),  # its retry
+        Delivered(event(1, source="mint")),  # another event, of whom chose the same id
         Delivered(message(b"rubbish")),
     ]
     for delivery in (*copies, *others):

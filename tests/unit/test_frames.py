@@ -238,6 +238,22 @@ def test_a_stream_comes_in_small_pieces(size: int) -> None:
     assert calls == stream.calls
 
 
+def test_it_knows_whether_what_came_ended_a_frame_of_what_had_begun() -> None:
+    reader, _ = splitter()
+    method = frame.marshal(Basic.Deliver("tag", 1, False, "events", "k"), OURS)
+    parts = [*split_frames(method + contents(OURS, Basic.Properties(), b"x" * 150, 108))]
+    beat = frame.marshal(Heartbeat(), 0)
+    for part in parts:
+        reader.feed(part[:5])
+        assert not reader.moved
+        reader.feed(part[5:7])
+        assert not reader.moved
+        reader.feed(part[7:])
+        assert reader.moved
+        reader.feed(beat)
+        assert reader.moved == (part is parts[-1]), "a heartbeat brings no message further"
+
+
 def test_nothing_comes() -> None:
     reader, calls = splitter()
     assert (reader.feed(b""), reader.feed(b""), calls) == (b"", b"", [])

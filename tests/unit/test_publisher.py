@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -26,8 +28,8 @@ from broker import (
 )
 from broker.events import id_of
 from broker.memory import Memory, Server
-from broker.publisher import IN_FLIGHT
-from broker.transport import Message
+from broker.publisher import AT_A_TIME, IN_FLIGHT, IN_FLIGHT_BYTES
+from broker.transport import Message, Waiter
 from tests.parcels import ParcelSent, VanBroke, weighed
 from tests.waiting import until
 
@@ -257,18 +259,76 @@ async def test_generators_and_async_iterables(broker: Broker, transport: Scripte
     assert transport.vans == ["1", "2", "3", "4"]
 
 
-async def test_they_are_pipelined_within_bounds(broker: Broker, transport: Scripted) -> None:
+class Held(Scripted):
+    """Answers when the test lets it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiters: deque[Waiter] = deque()
+
+    def post(self, message: Message, waiter: Waiter, *, mandatory: bool, timeout: float) -> None:
+        self.waiters.append(waiter)
+
+    async def answer(self, count: int) -> None:
+        for _ in range(count):
+            self.waiters.popleft().set_result(None)
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def publishing(events: Iterable[Event], **more: Any) -> AsyncIterator[tuple[Held, asyncio.Task[list[UUID]]]]:
+    """Publish as many as go without an answer."""
+    held = Held()
+    async with Broker(source="garage", transport=held) as broker:
+        task = asyncio.create_task(broker.publish_many(events, **more))
+        await asyncio.sleep(0)
+        await held.answer(0)
+        yield held, task
+        await held.answer(len(held.waiters))
+        await task
+
+
+async def test_so_many_are_under_way_at_a_time_and_no_more_is_read() -> None:
     read = 0
 
     def events() -> Iterator[Event]:
         nonlocal read
-        for event in vans(*map(str, range(2 * IN_FLIGHT))):
+        for event in vans(*map(str, range(5 * IN_FLIGHT))):
             read += 1
-            assert read - len(transport.sent) <= IN_FLIGHT + 1
             yield event
 
-    await broker.publish_many(events())
-    assert 1 < transport.most_under_way <= IN_FLIGHT
+    async with publishing(events()) as (held, task):
+        assert read == len(held.waiters) == IN_FLIGHT
+        await held.answer(AT_A_TIME - 1)
+        assert read == IN_FLIGHT, "it begins a hundred at a time"
+        await held.answer(1)
+        assert (read, len(held.waiters)) == (IN_FLIGHT + AT_A_TIME, IN_FLIGHT)
+        for _ in range(100):
+            await held.answer(37)
+            assert len(held.waiters) <= IN_FLIGHT
+        while held.waiters:
+            await held.answer(len(held.waiters))
+        assert len(await task) == read == 5 * IN_FLIGHT
+
+
+async def test_so_many_bytes_are_under_way_at_a_time() -> None:
+    mib = 1024 * 1024
+    async with publishing(VanBroke(van="x" * mib) for _ in range(100)) as (held, task):
+        assert len(held.waiters) == IN_FLIGHT_BYTES // mib
+        await held.answer(4)
+        assert len(held.waiters) == IN_FLIGHT_BYTES // mib
+        while held.waiters:
+            await held.answer(len(held.waiters))
+        assert len(await task) == 100
+
+
+async def test_progress_is_told_after_each() -> None:
+    told: list[int] = []
+    async with publishing(vans(*"abcde"), progress=told.append) as (held, _):
+        await held.answer(2)
+        assert told == [1, 2]
+    assert told == [1, 2, 3, 4, 5]
 
 
 async def test_what_fails_is_told_and_the_others_are_stored(broker: Broker, transport: Scripted) -> None:
@@ -282,16 +342,37 @@ async def test_what_fails_is_told_and_the_others_are_stored(broker: Broker, tran
         id_of(events[1]),
         id_of(events[3]),
     }
+    assert {str(error) for error in failed} == {
+        f"'Van Broke' {id_of(events[1])}: late",
+        f"'Van Broke' {id_of(events[3])}: nowhere",
+    }
     assert transport.vans == ["1", "3", "5"]
     transport.fail = {}
     await broker.publish_many(vans("6"))
 
 
-async def test_a_wrong_one_stops_those_after_it(broker: Broker, transport: Scripted) -> None:
-    wrong: Any = [*vans("1", "2"), "not an event", *vans("3")]
+async def test_a_wrong_one_among_thousands_stops_those_after_it(broker: Broker, transport: Scripted) -> None:
+    names = [str(n) for n in range(3 * IN_FLIGHT)]
+    wrong: Any = [*vans(*names), "not an event", *vans("after")]
     with pytest.raises(ContractError, match="Only an Event"):
         await broker.publish_many(wrong)
-    assert transport.vans == ["1", "2"]
+    assert transport.vans == names, "those before it are stored"
+
+
+async def test_what_never_can_be_sent_is_named_and_the_others_are_stored() -> None:
+    settings = Settings(max_message_bytes=2000)
+    transport = Scripted(settings)
+    transport.fail = {"2": AccessRefused("no")}
+    async with Broker(source="garage", settings=settings, transport=transport) as broker:
+        events = vans("1", "x" * 2000, "2", "3")
+        with pytest.raises(ExceptionGroup, match="2 of 4") as caught:
+            await broker.publish_many(events)
+    large, refused = sorted(caught.value.exceptions, key=lambda it: isinstance(it, AccessRefused))
+    assert isinstance(large, TooLarge)
+    assert str(id_of(events[1])) in str(large)
+    assert isinstance(refused, AccessRefused)
+    assert refused.__notes__ == [f"'Van Broke' {id_of(events[2])}"]
+    assert transport.vans == ["1", "3"]
 
 
 async def test_a_wrong_one_and_a_failure_are_both_told(broker: Broker, transport: Scripted) -> None:
@@ -302,14 +383,21 @@ async def test_a_wrong_one_and_a_failure_are_both_told(broker: Broker, transport
     assert [type(error) for error in caught.value.exceptions] == [NotConfirmed, ContractError]
 
 
-async def test_an_iterable_that_raises(broker: Broker, transport: Scripted) -> None:
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_an_iterable_that_raises_half_way(broker: Broker, transport: Scripted, asynchronous: bool) -> None:
+    names = [str(n) for n in range(IN_FLIGHT + 7)]
+
     def events() -> Iterator[Event]:
-        yield from vans("1")
+        yield from vans(*names)
         raise KeyError("rows")
 
+    async def coming() -> AsyncIterator[Event]:
+        for event in events():
+            yield event
+
     with pytest.raises(KeyError, match="rows"):
-        await broker.publish_many(events())
-    assert transport.vans == ["1"]
+        await broker.publish_many(coming() if asynchronous else events())
+    assert transport.vans == names, "what came before is stored"
 
 
 async def test_one_event_is_not_many(broker: Broker, transport: Scripted) -> None:
