@@ -26,7 +26,7 @@ body { margin: 0; background: var(--paper); color: var(--ink);
 main { max-width: 1400px; margin: 0 auto; padding: 1.5rem clamp(1rem, 3vw, 2.5rem) 4rem; }
 h1 { font-size: 1.5rem; font-weight: 600; margin: .5rem 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.1rem; font-weight: 600; margin: 2rem 0 .5rem; }
-code, pre { font: .88em/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
+code, pre { font: inherit; font-variant-numeric: tabular-nums; }
 a { color: var(--well); }
 button, input { font: inherit; color: inherit; }
 :focus-visible { outline: 2px solid var(--well); outline-offset: 2px; border-radius: 4px; }

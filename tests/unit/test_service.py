@@ -297,3 +297,16 @@ def test_a_service_runs_on_uvloop_where_it_is_installed(monkeypatch: pytest.Monk
     assert event_loop() is asyncio.new_event_loop
     monkeypatch.setitem(sys.modules, "uvloop", None)  # as if it were not
     assert event_loop() is None
+
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    def make() -> asyncio.AbstractEventLoop:
+        loops.append(asyncio.new_event_loop())
+        return loops[-1]
+
+    async def runs(*_: object) -> int:
+        return 0 if asyncio.get_running_loop() in loops else 1
+
+    monkeypatch.setitem(sys.modules, "uvloop", SimpleNamespace(new_event_loop=make))
+    monkeypatch.setattr("broker.service._run", runs)
+    assert run(Service("customer"), Settings()) == 0
