@@ -74,8 +74,8 @@ def map_of(services: Sequence[Service] | None, live: Live | None, note: str = ""
 def shown(it: Map, *, colours: bool = False) -> str:
     """What a terminal shows."""
     terminal = StringIO()
-    Console(file=terminal, width=200, force_terminal=colours, color_system="standard").print(screen(it))
-    return terminal.getvalue()
+    Console(file=terminal, width=200, force_terminal=True, color_system="standard").print(screen(it))
+    return terminal.getvalue() if colours else re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue())
 
 
 def reds(it: Map) -> set[str]:
@@ -121,7 +121,7 @@ def test_how_fast_a_queue_fills_and_empties() -> None:
     assert (packing.queue.rate_in, packing.queue.rate_out) == (7.5, 4.25)
     assert re.search(r"^packing +2 +0 +2 +3 +7\.5 +4\.2 *$", shown(it), re.MULTILINE), shown(it)
     assert "4/s" in page(it)
-    assert "4/s" in mermaid(it)
+    assert "4#47;s" in mermaid(it)
 
 
 def test_whatever_does_not_fit_is_named() -> None:
@@ -233,8 +233,9 @@ def test_an_event_that_nobody_hears_and_a_subscription_that_nobody_publishes() -
     it = map_of([crm], None)
     assert ("unheard", "Parcel Sent") in kinds(it)
     assert ("unpublished", "crm") in kinds(it)
-    assert reds(it) == {"Parcel", "crm"}, "Parcel Sent, and who waits for others"
+    assert "Parcel" in reds(it), "Parcel Sent"
     assert {"Parcel Sent", "crm"} <= set(on_page(it))
+    assert re.search(r"^unpublished +crm +It subscribes to", shown(it), re.MULTILINE), shown(it)
     told = [each.text for each in it.drift if each.kind == "unpublished"]
     assert sorted(told) == [
         "It subscribes to 'invoice.*', and no code publishes any such event.",

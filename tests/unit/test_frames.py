@@ -241,7 +241,7 @@ def test_a_stream_comes_in_small_pieces(size: int) -> None:
 def test_it_knows_whether_what_came_ended_a_frame_of_what_had_begun() -> None:
     reader, _ = splitter()
     method = frame.marshal(Basic.Deliver("tag", 1, False, "events", "k"), OURS)
-    parts = [*split_frames(method + contents(OURS, Basic.Properties(), b"x" * 150, 108))]
+    parts = [*split_frames(method + contents(OURS, Basic.Properties(), b"x" * 150, FRAME_MAX))]
     beat = frame.marshal(Heartbeat(), 0)
     for part in parts:
         reader.feed(part[:5])
