@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import groupby
-from operator import itemgetter, sub
+from operator import sub
 from typing import Any, Literal, TypeAlias
 
 from pydantic_core import to_json
@@ -53,18 +53,24 @@ Outcome: TypeAlias = Literal["handled", "duplicate", "retrying", "dead"]
 
 Alike: TypeAlias = tuple[str, Outcome, int, str | None, str | None, str | None]
 """What many handlings have in common: the event's name, outcome, attempt, handler, error, delay."""
-Noted: TypeAlias = tuple[str, str, int, int, Alike]
-"""One handling: ids of event and story; when it began, in microseconds since 1970, and how many it took; the rest."""
+Noted: TypeAlias = tuple[str, str, int, int, str, Outcome, int, str | None, str | None, str | None]
+"""One handling: ids of event and story; when it began, in microseconds since 1970, and how many it took; and what is
+`Alike`."""
+EACH = 10
+"""So many values."""
 
 
-def body(service: str, handlings: Sequence[Noted]) -> bytes:
-    """One message of a service's handlings."""
-    runs: list[dict[str, Any]] = []
-    for alike, some in groupby(handlings, itemgetter(4)):
-        events, stories, began, took, _ = zip(*some, strict=True)
-        others = [None if story == event_id else story for event_id, story in zip(events, stories, strict=True)]
-        columns = {"events": events, "stories": others, "began": differences(began), "took": took}
-        runs.append(common(alike) | columns)
+def body(service: str, collected: Sequence[Any]) -> bytes:
+    """One message of a service's handlings, which stand one after the other."""
+    events, stories, began, took, *alike = (collected[column::EACH] for column in range(EACH))
+    others = [None if story == event_id else story for event_id, story in zip(events, stories, strict=True)]
+    columns = {"events": events, "stories": others, "began": began, "took": took}
+    runs, start = list[dict[str, Any]](), 0
+    for common, some in groupby(zip(*alike, strict=True)):
+        part = slice(start, start + sum(1 for _ in some))
+        run = as_told(common) | {name: column[part] for name, column in columns.items()}
+        runs.append(run | {"began": differences(run["began"])})
+        start = part.stop
     return to_json({"service": service, "handlings": runs})
 
 
@@ -81,8 +87,8 @@ class Recorder:
         self._settings = settings
         self._transport = transport
         self._log = log
-        self._collected: list[Noted] = []
-        self._full: deque[list[Noted]] = deque(maxlen=KEPT // MOST)
+        self._collected: list[Any] = []
+        self._full: deque[list[Any]] = deque(maxlen=KEPT // MOST)
         self._enough = asyncio.Event()
         self._on = False
         self._working: asyncio.Task[None] | None = None
@@ -95,12 +101,15 @@ class Recorder:
             self._working = asyncio.create_task(self._work(), name="handlings")
 
     def note(self, handling: Noted) -> None:
-        """Note one handling that has ended: on the hot path, so nothing but that."""
+        """Note one handling that has ended.
+
+        On the hot path, so nothing but that; value by value, since tuples that stay are work for Python's collector.
+        """
         if not self._on:
             return
         collected = self._collected
-        collected.append(handling)
-        if len(collected) == MOST:
+        collected += handling
+        if len(collected) == MOST * EACH:
             self._turn()
             self._enough.set()
 
@@ -118,7 +127,7 @@ class Recorder:
         await asyncio.wait([self._working], timeout=CLOSING)
         self._working.cancel()
         await asyncio.wait([self._working])
-        if left := len(self._collected) + sum(map(len, self._full)):
+        if left := (len(self._collected) + sum(map(len, self._full))) // EACH:
             self._log.warning("handlings not recorded", count=left)
 
     async def _work(self) -> None:
@@ -147,11 +156,11 @@ class Recorder:
         """The oldest first. What cannot be published now waits on."""
         topology = handlings_topology(self._settings)
         while self._full:
-            handlings = self._full.popleft()
+            collected = self._full.popleft()
             message = Message(
                 exchange=self._settings.handlings_exchange,
                 key=self._service,
-                body=body(self._service, handlings),
+                body=body(self._service, collected),
                 content_type="application/json",
                 type=TYPE,
                 app_id=self._service,
@@ -164,7 +173,7 @@ class Recorder:
                 self._say(str(error))
             except BaseException:
                 if len(self._full) < KEPT // MOST:  # else it is the oldest, and makes room
-                    self._full.appendleft(handlings)
+                    self._full.appendleft(collected)
                 raise
 
     def _say(self, error: str) -> None:
@@ -190,7 +199,7 @@ def differences(times: Sequence[int]) -> list[int]:
     return [*times[:1], *map(sub, times[1:], times)]
 
 
-def common(alike: Alike) -> dict[str, Any]:
+def as_told(alike: Alike) -> dict[str, Any]:
     """What handlings have in common, as it stands beside their columns."""
     name, outcome, attempt, handler, error, delay = alike
     told: dict[str, Any] = {"name": name, "outcome": outcome, "attempt": attempt, "handler": handler}

@@ -564,8 +564,10 @@ class Subscriber:
             outcome = "dead"
             if isinstance(decision, RetryAfter):
                 outcome, delay = "retrying", str(decision.delay)
-        what_of_it = (envelope.name, outcome, attempt, handler, why, delay)
-        self._recorder.note((*handled.ids, handled.began, handled.took, what_of_it))
+        event_id, story = handled.ids
+        self._recorder.note(
+            (event_id, story, handled.began, handled.took, envelope.name, outcome, attempt, handler, why, delay)
+        )
         if error is None and not self._log.is_enabled_for(DEBUG):
             return
         what = {

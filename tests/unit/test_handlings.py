@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -69,7 +70,7 @@ WELL: Alike = ("Parcel Weighed", "handled", 1, "pack", None, None)
 
 
 def handled(event_id: UUID, *, at: int = NOON_US, what: Alike = WELL) -> Noted:
-    return str(event_id), str(event_id), at, 500_000, what
+    return str(event_id), str(event_id), at, 500_000, *what
 
 
 def read(*messages: Message) -> list[Handling]:
@@ -79,7 +80,7 @@ def read(*messages: Message) -> list[Handling]:
 
 def in_a_message(*handlings: Noted, **changed: str) -> list[Handling]:
     """As they are read from one, with some text changed on the way."""
-    told = body("packing", handlings).decode()
+    told = body("packing", [*chain(*handlings)]).decode()
     for old, new in changed.items():
         told = told.replace(old, new)
     return read(Message("events.handled", "packing", told.encode()))
@@ -106,7 +107,7 @@ async def test_a_handling_reads_as_documented() -> None:
     event_id, caused = uuid4(), uuid4()
     what: Alike = ("Parcel Weighed", "retrying", 2, "pack", "ValueError: no tape", "30s")
     it.note(handled(event_id, at=NOON_US + 123_456, what=what))
-    it.note((str(caused), str(event_id), NOON_US, 500_000, what))
+    it.note((str(caused), str(event_id), NOON_US, 500_000, *what))
     await it.close()
     (message,) = wire.told
     assert (message.exchange, message.key, message.content_type, message.type) == (
@@ -169,7 +170,7 @@ def test_whatever_stands_in_a_handling_can_be_read_again(name: str, error: str, 
 
 @given(st.lists(st.integers(min_value=0, max_value=NOON_US * 4), min_size=1, max_size=20))
 def test_times_come_back_to_a_microsecond(times: list[int]) -> None:
-    told = in_a_message(*((str(uuid4()), str(uuid4()), time, 12_300, WELL) for time in times))
+    told = in_a_message(*((str(uuid4()), str(uuid4()), time, 12_300, *WELL) for time in times))
     assert [it.started for it in told] == [EPOCH + timedelta(microseconds=time) for time in times]
     assert {it.took for it in told} == {0.0123}
 
