@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import groupby
@@ -38,6 +38,8 @@ from broker.transport import Message, Transport
 
 MOST = 2000
 """Handlings in one message: each message is work for RabbitMQ and for us, which a busy service shares among many."""
+AT_ONCE = 100
+"""Handlings that are written before others run: deliveries wait meanwhile, and with prefetch RabbitMQ waits for them."""
 AFTER = 1.0
 """Seconds after which what was collected is published, however little it is."""
 CLOSING = 3.0
@@ -60,8 +62,17 @@ EACH = 10
 """So many values."""
 
 
-def body(service: str, collected: Sequence[Any]) -> bytes:
-    """One message of a service's handlings, which stand one after the other."""
+def body(service: str, parts: Iterable[bytes]) -> bytes:
+    """One message of a service's handlings, of parts that are `written`."""
+    return b'{"service":%b,"handlings":[%b]}' % (to_json(service), b",".join(parts))
+
+
+def written(collected: Sequence[Any]) -> bytes:
+    """Handlings, which stand one after the other, as a part of a message.
+
+    Raises:
+        ValueError: they cannot be.
+    """
     events, stories, began, took, *alike = (collected[column::EACH] for column in range(EACH))
     others = [None if story == event_id else story for event_id, story in zip(events, stories, strict=True)]
     columns = {"events": events, "stories": others, "began": began, "took": took}
@@ -71,7 +82,7 @@ def body(service: str, collected: Sequence[Any]) -> bytes:
         run = as_told(common) | {name: column[part] for name, column in columns.items()}
         runs.append(run | {"began": differences(run["began"])})
         start = part.stop
-    return to_json({"service": service, "handlings": runs})
+    return to_json(runs)[1:-1]
 
 
 class Recorder:
@@ -156,20 +167,23 @@ class Recorder:
         """The oldest first. What cannot be published now waits on."""
         topology = handlings_topology(self._settings)
         while self._full:
-            collected = self._full.popleft()
-            message = Message(
-                exchange=self._settings.handlings_exchange,
-                key=self._service,
-                body=body(self._service, collected),
-                content_type="application/json",
-                type=TYPE,
-                app_id=self._service,
-                timestamp=datetime.now(UTC),
-            )
+            collected, parts = self._full.popleft(), []
             try:
+                for start in range(0, len(collected), AT_ONCE * EACH):
+                    parts.append(written(collected[start : start + AT_ONCE * EACH]))
+                    await asyncio.sleep(0)
+                message = Message(
+                    exchange=self._settings.handlings_exchange,
+                    key=self._service,
+                    body=body(self._service, parts),
+                    content_type="application/json",
+                    type=TYPE,
+                    app_id=self._service,
+                    timestamp=datetime.now(UTC),
+                )
                 await self._transport.aside(message, topology, timeout=self._settings.publish_timeout)
                 self._failing = False
-            except TooLarge as error:  # it always will be
+            except (TooLarge, ValueError) as error:  # it always will be
                 self._say(str(error))
             except BaseException:
                 if len(self._full) < KEPT // MOST:  # else it is the oldest, and makes room

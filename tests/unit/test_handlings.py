@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from broker import Reject, Retry, Service, Settings
 from broker.errors import AccessRefused, BrokerError, ConnectionFailed, Malformed, TooLarge, TopologyConflict
 from broker.eventlog import Handling
-from broker.handlings import KEPT, MOST, Alike, Noted, Recorder, body
+from broker.handlings import KEPT, MOST, Alike, Noted, Recorder, body, written
 from broker.memory import Memory, Server
 from broker.topology import Binding, Exchange, Queue, Topology, handlings_topology
 from broker.transport import Message
@@ -80,7 +80,7 @@ def read(*messages: Message) -> list[Handling]:
 
 def in_a_message(*handlings: Noted, **changed: str) -> list[Handling]:
     """As they are read from one, with some text changed on the way."""
-    told = body("packing", [*chain(*handlings)]).decode()
+    told = body("packing", [written([*chain(*handlings)])]).decode()
     for old, new in changed.items():
         told = told.replace(old, new)
     return read(Message("events.handled", "packing", told.encode()))
