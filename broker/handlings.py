@@ -39,7 +39,7 @@ from broker.transport import Message, Transport
 MOST = 2000
 """Handlings in one message: each message is work for RabbitMQ and for us, which a busy service shares among many."""
 AT_ONCE = 100
-"""Handlings that are written before others run: deliveries wait meanwhile, and with prefetch RabbitMQ waits for them."""
+"""Handlings that are written before others run: deliveries wait meanwhile, and with all in hand RabbitMQ does."""
 AFTER = 1.0
 """Seconds after which what was collected is published, however little it is."""
 CLOSING = 3.0
