@@ -128,7 +128,9 @@ async def test_a_management_api_behind_tls_is_read_by_whom_is_told_its_authority
         address = f"https://127.0.0.1:{port}"
         settings = Settings(url=SecretStr("amqp://127.0.0.1:9/"), management_url=SecretStr(address))
         monkeypatch.delenv("SSL_CERT_FILE", raising=False)
-        (finding,) = [it for it in check_connection(await ask_management(Snapshot(settings=settings))) if address in it.what]
+        (finding,) = [
+            it for it in check_connection(await ask_management(Snapshot(settings=settings))) if address in it.what
+        ]
         assert "is not trusted" in finding.what
         (helps,) = finding.commands
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
