@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from bench.plot import curve
-from bench.report import Floor, exponent, floors, page, points, text
+from bench.report import Floor, exponent, floors, page, paired, points, text
 from bench.rows import ALL, ROWS
 from bench.runner import Bench, Wrong
 from tests.acceptance.running import ROOT
@@ -49,6 +49,18 @@ def test_ratios_are_of_medians_and_what_is_missed_or_not_measured_says_so() -> N
     assert told["a backlog consumed, × FastStream"][1:] == ("≥ 9", "not measured")
     assert Floor("x", 1.0, 1, True).kept
     assert points(RESULTS, "patterns", "ours", "cpu") == [(1, 20.0), (200, 30.0)]
+
+
+def test_turns_are_held_against_those_beside_them_whatever_the_trend() -> None:
+    """A rate that grows along the run is nobody's merit."""
+    trend = [10_000.0 + 500 * turn for turn in range(7)]
+    recorded = [0.9 * rate for rate in trend[::2]]
+    results: list[Any] = [
+        {"row": "handlings", "contender": "recorded", "x": None, "turns": recorded},
+        {"row": "handlings", "contender": "not recorded", "x": None, "turns": trend[1::2]},
+    ]
+    assert paired(results, "handlings", "recorded", "not recorded") == pytest.approx(0.9)
+    assert paired([], "handlings", "recorded", "not recorded") is None
 
 
 def test_the_page_names_the_machine_and_every_contender() -> None:
