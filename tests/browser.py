@@ -84,3 +84,34 @@ async def opened(file: Path, *, width: int = 1200, dark: bool = False) -> AsyncI
         await page.goto(file.as_uri())
         yield page
         assert wrong == []
+
+
+FAINT = """() => {
+  const parts = colour => colour.match(/[0-9.]+/g).map(Number);
+  const bright = colour => {
+    const [r, g, b] = parts(colour).map(part => part / 255)
+      .map(part => part <= .04 ? part / 12.92 : ((part + .055) / 1.055) ** 2.4);
+    return .2126 * r + .7152 * g + .0722 * b + .05;
+  };
+  const behind = it => {
+    for (; it; it = it.parentElement) {
+      const colour = getComputedStyle(it).backgroundColor;
+      if ((parts(colour)[3] ?? 1) > 0) return colour;
+    }
+  };
+  const faint = [];
+  for (const it of document.querySelectorAll("body *")) {
+    const text = [...it.childNodes].filter(node => node.nodeType === 3).map(node => node.data.trim()).join(" ").trim();
+    if (!text || !it.getClientRects().length || ["SCRIPT", "STYLE"].includes(it.tagName)) continue;
+    const style = getComputedStyle(it);
+    const [one, other] = [bright(it instanceof SVGElement ? style.fill : style.color), bright(behind(it))];
+    const contrast = Math.max(one, other) / Math.min(one, other);
+    if (contrast < 4.5) faint.push(`${text.slice(0, 40)}: ${contrast.toFixed(1)}`);
+  }
+  return faint;
+}"""
+
+
+async def faint(page: Page) -> list[str]:
+    """The texts on a page that do not stand out from what is behind them as WCAG asks for, 4.5 to 1."""
+    return [str(text) for text in await page.evaluate(FAINT)]

@@ -20,7 +20,7 @@ from services import crm, dispatch, order, packing, reporting
 from services.contracts.storage import open_database
 from services.order import orders
 from tests.acceptance.running import Ended, broker
-from tests.browser import opened
+from tests.browser import faint, opened
 from tests.conformance.worlds import World
 from tests.parcels import ParcelLost, ParcelSent, ParcelWeighed, weighed
 from tests.services import making
@@ -326,6 +326,7 @@ async def test_a_page_is_light_or_dark_and_no_wider_than_its_window(
         assert await chrome.evaluate("getComputedStyle(document.body).backgroundColor") == paper
         assert await chrome.evaluate("getComputedStyle(document.querySelector('.sequence .paper')).fill") == paper
         assert await chrome.evaluate("document.documentElement.scrollWidth") <= width
+        assert await faint(chrome) == []
 
 
 async def test_hostile_names_payloads_and_errors_stay_text_in_a_browser(tmp_path: Path) -> None:

@@ -521,6 +521,25 @@ async def test_a_story_goes_on_from_service_to_service(world: World) -> None:
     assert [it.source for it in (first, second, third)] == ["scales", "packing", "dispatch"]
 
 
+async def test_no_task_is_made_for_a_delivery(rabbit: World) -> None:
+    made: list[str] = []
+
+    def noting(loop: asyncio.AbstractEventLoop, coroutine: Any, **more: Any) -> asyncio.Task[Any]:
+        made.append(coroutine.__qualname__)
+        return asyncio.Task(coroutine, loop=loop, **more)
+
+    seen = Seen(Service("packing"), ParcelWeighed)
+    broker = await rabbit.broker()
+    async with rabbit.serve(seen.service):
+        await broker.publish(weighed())
+        await until(lambda: seen.events)
+        asyncio.get_running_loop().set_task_factory(noting)
+        await broker.publish_many(weighed() for _ in range(1000))
+        await until(lambda: len(seen.events) == 1001)
+        asyncio.get_running_loop().set_task_factory(None)
+    assert len(made) < 50, made
+
+
 class Noting:
     """A delivery that says when it is acknowledged."""
 

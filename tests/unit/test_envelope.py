@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from broker import Envelope, Event, Malformed, UnknownEvent
-from broker.envelope import CONTENT_TYPE, Story, as_uuid, caused_id, decode, encode
+from broker.envelope import CONTENT_TYPE, Story, as_uuid, caused_id, decode, decode_as, encode
 from tests.parcels import ParcelSent, ParcelWeighed, Size, weighed
 
 AT = datetime(2026, 7, 1, 12, 30, 0, 123456, tzinfo=UTC)
@@ -217,6 +217,35 @@ def test_binary_mode(prefix: str) -> None:
     assert envelope.decode(ParcelWeighed) == ParcelWeighed(parcel_id=PARCEL)
     assert (envelope.id, envelope.version, envelope.story) == (ID, 1, Story(CORRELATION))
     assert envelope.data == {"parcel_id": str(PARCEL)}
+
+
+def test_what_is_written_as_usual_is_read_in_one_pass() -> None:
+    event = ParcelWeighed(parcel_id=PARCEL, grams=5)
+    body = encoded(event, causation_id=CAUSE)
+    both = decode_as(ParcelWeighed, body, key="parcel.weighed", content_type=CONTENT_TYPE)
+    assert both == (decoded(body), event)
+
+
+@pytest.mark.parametrize(
+    "unusual",
+    [
+        {"type": "Parcel Sent"},
+        {"dataschema": "urn:event:parcel.weighed:2"},
+        {"datacontenttype": "text/json"},
+        {"datacontenttype": None},
+        {"data_base64": "e30="},
+        {"data": {"grams": "much"}},
+        {"specversion": "2.0"},
+    ],
+    ids=str,
+)
+def test_what_is_unusual_or_wrong_is_read_in_two_passes(unusual: dict[str, Any]) -> None:
+    usual = {"dataschema": "urn:event:parcel.weighed:1", "datacontenttype": "application/json"}
+    body = structured(**usual)
+    assert decode_as(ParcelWeighed, body, key="parcel.weighed", content_type=CONTENT_TYPE) is not None
+    body = structured(**(usual | unusual))
+    assert decode_as(ParcelWeighed, body, key="parcel.weighed", content_type=CONTENT_TYPE) is None
+    assert decode_as(ParcelWeighed, body, key="parcel.weighed", content_type="application/json") is None
 
 
 NOT_JSON = [b"", b"\xff", b"<parcel/>", b"{", b"[" * 100_000]
