@@ -289,7 +289,8 @@ class Batch:
         self._under_way -= 1
         self._bytes -= size
         if self._under_way <= self._enough and self._bytes <= self._few_bytes and self._waiting is not None:
-            self._waiting.set_result(None)
+            if not self._waiting.done():  # else it was cancelled
+                self._waiting.set_result(None)
             self._waiting = None
         if error is None:
             self._confirmed += 1

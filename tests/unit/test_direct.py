@@ -274,6 +274,21 @@ async def test_publish_many_that_is_cancelled_leaves_the_connection_to_others() 
     it.close()
 
 
+async def test_a_confirm_that_comes_in_the_turn_of_a_cancellation_disturbs_nobody() -> None:
+    it, sockets = publisher()
+    async with client(it) as broker:
+        publishing = asyncio.create_task(broker.publish_many([weighed()]))
+        await until(lambda: sockets.methods)
+        publishing.cancel()
+        confirm(it, sockets, 1)
+        with pytest.raises(asyncio.CancelledError):
+            await publishing
+        (mine,) = publish(it)
+        confirm(it, sockets, 2)
+        await mine
+    it.close()
+
+
 # -- consuming -------------------------------------------------------------------------------------------------------
 
 
