@@ -148,7 +148,7 @@ def _database_floors(results: list[Figures]) -> Iterable[Floor]:
         yield Floor(f"{name}: a transactional handler, × its own commit", one / own if one and own else None, 2, False)
         held = dict(points(results, "outbox", kind, "memory"))
         share = held[max(held)] / held[min(held)] if held else None
-        yield Floor(f"{name}: relay's memory at 100,000 rows, × at 10,000", share, 1.1, False)
+        yield Floor(f"{name}: relay's memory with ten times the rows", share, 1.1, False)
         looked = dict(points(results, "look-up", kind, "p50"))
         share = looked[max(looked)] / looked[min(looked)] if looked else None
         yield Floor(f"{name}: inbox look-up in the largest, × in 1,000", share, 1.5, False)

@@ -192,11 +192,12 @@ def relay(bench: Bench) -> None:
                 figures = bench.run("transactional", "relay", count=count, options={"database": database})
                 bench.keep("relay", kind, figures)
                 bench.check(count)
-        for count in (10_000, 100_000):
+        few = 10_000 if bench.scale > 1 else 2_000
+        for count in (few, 10 * few):
             with bench.database(kind) as database:
                 bench.empty()
-                for _ in range(count // 10_000):
-                    bench.run("transactional", "fill_outbox", count=10_000, options={"database": database})
+                for _ in range(count // few):
+                    bench.run("transactional", "fill_outbox", count=few, options={"database": database})
                 bench.keep(
                     "outbox",
                     kind,
@@ -258,7 +259,7 @@ def replay(bench: Bench) -> None:
 
 def handlings(bench: Bench) -> None:
     """A backlog, with a record of each handling and without, by turns in one process."""
-    count = max(120_000, bench.some(80_000))
+    count = 120_000 if bench.scale > 1 else 80_000
     for _ in range(2 * bench.rounds):
         bench.fill("ours", count)
         figures = bench.run("tools", "consume_recording_by_turns", count=count, settings={"log": True})
