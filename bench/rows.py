@@ -116,7 +116,8 @@ def growth(bench: Bench) -> None:
 
 def bodies(bench: Bench) -> None:
     """Events of 0.1 kB to 1 MB."""
-    for padding in (LEAN, 0, 1_000, 10_000, 100_000, 1_000_000):
+    between = (1_000, 10_000) if bench.scale > 1 else ()
+    for padding in (LEAN, 0, *between, 100_000, 1_000_000):
         for name in turns(bench, ("ours", "faststream", "limit")):
             count = max(20, min(bench.some(3000), int(40_000_000 * min(bench.scale, 2) / (size(padding) + 300))))
             message = bench.message("ours", padding) if name == "limit" else {}
