@@ -230,7 +230,7 @@ async def test_whenever_it_is_killed_it_goes_on_where_it_was(coins: Coins, event
             while True:
                 await opened.publish(CoinTossed(number=published))
                 published += 1
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05)  # the rate of this load; nothing waits for it
 
     async def kill_once(phase: str) -> None:
         processes = both()
@@ -357,7 +357,7 @@ async def test_under_load_there_is_no_gap_and_no_double(coins: Coins, name: str,
                 tossed = [CoinTossed(number=number) for number in range(published, published + due)]
                 await asyncio.gather(*map(opened.publish, tossed))
                 published += due
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.01)  # then what is due by then: the rate of this load
 
     living = asyncio.create_task(live())
     await until(lambda: published > events + 2 * rate)

@@ -541,7 +541,7 @@ async def test_no_task_is_made_for_a_delivery(rabbit: World) -> None:
 
 
 class Noting:
-    """A delivery that says when it is acknowledged."""
+    """A delivery that says when it is acknowledged, and which it is."""
 
     def __init__(self, delivery: Delivery, order: list[str]) -> None:
         self._delivery = delivery
@@ -551,25 +551,27 @@ class Noting:
         return getattr(self._delivery, name)
 
     async def ack(self) -> None:
-        self._order.append("acknowledged")
+        grams = json.loads(self._delivery.message.body)["data"]["grams"]
+        self._order.append(f"{grams} acknowledged")
         await self._delivery.ack()
 
 
 async def test_what_a_handler_publishes_is_stored_before_its_delivery_is_done_with(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service, order = Service("packing"), list[str]()
+    service, order, answer = Service("packing"), list[str](), asyncio.Event()
 
     @service.on(ParcelWeighed)
-    async def pack(event: ParcelWeighed) -> ParcelSent:
-        return ParcelSent(parcel_id=event.parcel_id)
+    async def pack(event: ParcelWeighed) -> ParcelSent | None:
+        return ParcelSent(parcel_id=event.parcel_id) if event.grams == 1 else None
 
     begin, receive = Broker.begin, Subscriber.receive
 
     async def noting(broker: Broker, publication: Publication) -> None:
         await begin(broker, publication)
         if isinstance(publication.event, ParcelSent):
-            await asyncio.sleep(0.05)  # the answer comes late
+            order.append("published")
+            await answer.wait()
             order.append("confirmed")
 
     def handed(subscriber: Subscriber, delivery: Delivery) -> None:
@@ -580,9 +582,13 @@ async def test_what_a_handler_publishes_is_stored_before_its_delivery_is_done_wi
     monkeypatch.setattr(Subscriber, "receive", handed)
     broker = await world.broker()
     async with world.serve(service):
-        await broker.publish(weighed())
-        await until(lambda: "acknowledged" in order)
-    assert order == ["confirmed", "acknowledged"]
+        await broker.publish(weighed(1))
+        await until(lambda: order == ["published"])
+        await broker.publish(weighed(2))  # one that came later is done with meanwhile
+        await until(lambda: "2 acknowledged" in order)
+        answer.set()
+        await until(lambda: "1 acknowledged" in order)
+    assert order == ["published", "2 acknowledged", "confirmed", "1 acknowledged"]
 
 
 async def test_publishing_what_is_not_declared_fails_the_handler(world: World) -> None:
@@ -641,23 +647,22 @@ async def test_what_cannot_be_written_as_json_fails_the_handler(world: World) ->
 @pytest.mark.parametrize("concurrency", [1, 3])
 async def test_so_many_handlers_run_at_a_time_and_no_more(world: World, concurrency: int) -> None:
     running = most = done = 0
-    full, service = asyncio.Event(), Service("packing")
+    go_on, service = asyncio.Event(), Service("packing")
 
     @service.on(ParcelWeighed)
     async def pack(event: ParcelWeighed) -> None:
         nonlocal running, most, done
         running += 1
         most = max(most, running)
-        if running == concurrency:
-            full.set()
-        await full.wait()
-        await asyncio.sleep(0)
+        await go_on.wait()
         running -= 1
         done += 1
 
     broker = await world.broker()
-    async with world.serve(service, concurrency=concurrency):
+    async with world.serve(service, concurrency=concurrency) as subscriber:
         await broker.publish_many([weighed() for _ in range(12)])
+        await until(lambda: running == concurrency < subscriber.busy)  # others are in line
+        go_on.set()
         await until(lambda: done == 12)
     assert most == concurrency
 

@@ -119,12 +119,15 @@ async def test_closed_connections_lose_nothing(
     broker = await rabbit.broker("scales", publish_timeout=20.0)
     closed, published = asyncio.Event(), 0
 
+    def few_in_line() -> bool:
+        return published - len(packed) < 200
+
     async def coming() -> AsyncIterator[ParcelWeighed]:
         nonlocal published
         while not closed.is_set():
             yield weighed(published)
             published += 1
-            await asyncio.sleep(0.005)
+            await until(few_in_line)
 
     async with rabbit.serve(service, publish_timeout=20.0):
         publishing = asyncio.create_task(broker.publish_many(coming()))

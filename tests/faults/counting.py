@@ -50,7 +50,7 @@ def service(folder: Path, told: Handling) -> Service:
         ):
             raise ValueError("told to fail")
         if told.hangs_every and number % told.hangs_every == 0:
-            await asyncio.sleep(3600)
+            await asyncio.Event().wait()  # for ever
         if number in told.cancels:
             raise asyncio.CancelledError
         if number in told.blocks and str(number) not in {words[0] for words in read(folder / "blocked")}:
