@@ -60,6 +60,7 @@ class Message:
         type: the business event name, for people who look at queues. The envelope decides.
         headers: scalars only; a transport sends no others.
         death: on a delivery that RabbitMQ moved by itself. It is never published.
+        properties: on a delivery, all of them as they came, by pamqp's names, for people who look. Never published.
     """
 
     exchange: str
@@ -72,6 +73,7 @@ class Message:
     timestamp: datetime | None = None
     headers: Mapping[str, HeaderValue] = field(default_factory=lambda: NONE)
     death: Death | None = None
+    properties: Mapping[str, object] | None = field(default=None, compare=False, repr=False)
 
 
 class Delivery(Protocol):

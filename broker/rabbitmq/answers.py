@@ -47,7 +47,7 @@ def message_of(exchange: str, key: str, body: bytes, properties: Mapping[str, An
     headers = its("headers")
     message = Message(
         exchange, key, body, its("content_type"), its("message_type"), its("correlation_id"), its("app_id"),
-        its("timestamp"),
+        its("timestamp"), properties=properties,
     )  # fmt: skip
     if headers:
         message.headers, message.death = _scalars(headers), _death(headers)

@@ -22,6 +22,10 @@ __all__ = ["Bounds", "EventLog", "Line", "Part", "Wanted", "check_limit", "line"
 
 PLAIN = re.compile(r"[A-Za-z0-9 ._:-]+")
 """Text that stands in JSON as it is."""
+FURTHER = (
+    "message_id", "delivery_mode", "content_encoding", "priority", "reply_to", "expiration", "user_id", "cluster_id"
+)  # fmt: skip
+"""Properties that nothing here goes by; shown where they are."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,7 @@ class Line:
         message = self.entry.message
         if message is None:
             return {}
-        properties = {
+        properties: dict[str, object] = {
             "exchange": message.exchange,
             "content_type": message.content_type,
             "type": message.type,
@@ -171,6 +175,9 @@ class Line:
             "correlation_id": message.correlation_id,
             "timestamp": message.timestamp.isoformat() if message.timestamp else None,
         }
+        for name in FURTHER:
+            if message.properties is not None and (value := message.properties.get(name)) is not None:
+                properties[name] = value
         carried = {"properties": properties, "headers": _plain(message.headers)}
         return carried | ({} if self.handlings else _text("body", message.body))
 

@@ -89,6 +89,8 @@ async def test_the_log_shows_what_is_meant(shop: Shop) -> None:
         ("Drum Weighed", 1), ("Drum Weighed", 2), ("Drum Weighed", 3), ("Drum Lost", 2)
     ]  # fmt: skip
     assert everything[0]["properties"]["app_id"] == "scales"
+    assert all(it["properties"]["message_id"] and it["properties"]["delivery_mode"] == 2 for it in everything)
+    assert len({it["properties"]["message_id"] for it in everything}) == 4
     for words, numbers in (
         (("--subject", "2", "--event", "drum lost", "--source", "van", "--id", str(lost)), [2]),
         (("--offset", str(everything[1]["offset"]), "--limit", "1", "*.weighed"), [2]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from uuid import UUID
@@ -162,6 +163,15 @@ def test_as_json_an_event_has_all_that_the_log_keeps_of_it() -> None:
     for told in (structured, by_headers):
         assert (told["data"], told["id"], told["properties"]["exchange"]) == ({"grams": 3}, str(EVENT), "events")
     assert "body" not in line(handled()).as_json(), "it says no more than the handlings"
+
+
+def test_properties_that_nothing_goes_by_are_shown_where_they_are() -> None:
+    foreign = replace(
+        message(b"{}"), properties={"reply_to": "there", "priority": 0, "expiration": None, "headers": {}}
+    )
+    told = line(entry(foreign)).as_json()["properties"]
+    assert (told["reply_to"], told["priority"]) == ("there", 0)
+    assert not {"expiration", "headers", "user_id"} & set(told)
 
 
 @given(st.binary(max_size=60), st.dictionaries(TEXTS, TEXTS | st.binary(max_size=9), max_size=3), st.booleans())

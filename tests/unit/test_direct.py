@@ -14,7 +14,7 @@ from broker.rabbitmq import direct, frames
 from broker.rabbitmq.direct import MANY, MOST, REST, DirectChannel, DirectPublisher
 from broker.transport import Delivery, Message
 from tests.parcels import weighed
-from tests.waiting import until
+from tests.waiting import counted, until
 
 
 class Sockets:
@@ -290,6 +290,16 @@ async def test_a_confirm_that_comes_in_the_turn_of_a_cancellation_disturbs_nobod
 
 
 # -- consuming -------------------------------------------------------------------------------------------------------
+
+
+async def test_properties_are_decoded_when_somebody_asks_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = counted(monkeypatch, frames, "decode_properties")
+    it = Consuming()
+    (delivery,) = await it.deliver(1)
+    assert (delivery.number, delivery.redelivered, delivery.lost, decoded) == (None, False, False, [])
+    assert delivery.message is delivery.message
+    assert len(decoded) == 1
+    await delivery.ack()
 
 
 class Consuming:
