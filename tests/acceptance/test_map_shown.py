@@ -41,11 +41,14 @@ async def test_the_page_filters_and_highlights(tmp_path: Path) -> None:
         await chrome.get_by_label("Filter").fill("weighed")
         assert await visible(chrome) == {"scales", "Parcel Weighed", "packing", "watching"}
         assert await drawn(chrome) == 3
+        assert "4 of " in await chrome.get_by_role("status").inner_text(), "read out to whom does not see it"
         await chrome.keyboard.press("Escape")
         assert await visible(chrome) == everything
         await chrome.get_by_role("button", name="scales").focus()
         await chrome.keyboard.press("Enter")
         assert await drawn(chrome, "path.on") == 3
+        assert await chrome.get_by_role("button", pressed=True).locator("span").all_inner_texts() == ["scales"]
+        assert await chrome.get_by_role("region").count() == 3, "publishers, events, subscribers"
         assert await chrome.locator("button.on span").all_inner_texts() == ["scales", "Parcel Weighed", "packing", "watching"]  # fmt: skip  # noqa: E501
         await chrome.keyboard.press("Enter")
         assert await drawn(chrome, "path.on") == 0

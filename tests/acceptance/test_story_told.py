@@ -329,6 +329,21 @@ async def test_a_page_is_light_or_dark_and_no_wider_than_its_window(
         assert await faint(chrome) == []
 
 
+async def test_a_story_of_two_hundred_services_is_a_page_to_read(tmp_path: Path) -> None:
+    tale = Tale().event()
+    for n in range(200):
+        tale.handling(f"service-{n}", at=n / 100)
+    file = tmp_path / "story.html"
+    file.write_text(page(tale.told()))
+    async with opened(file, width=1600) as chrome:
+        assert await chrome.evaluate("document.documentElement.scrollWidth") <= 1600
+        rows = await chrome.locator("main table").first.inner_text()
+        assert all(f"service-{n}" in rows for n in (0, 77, 199))
+        assert await chrome.locator("figure").evaluate("it => it.scrollWidth > it.clientWidth"), "it scrolls by itself"
+        assert await chrome.locator("figure text").first.evaluate("it => it.getBoundingClientRect().height") > 10
+        assert await faint(chrome) == []
+
+
 async def test_hostile_names_payloads_and_errors_stay_text_in_a_browser(tmp_path: Path) -> None:
     tale = Tale(**{text: ["#"] for text in HOSTILE if text})
     for position, text in enumerate(HOSTILE):
