@@ -238,13 +238,18 @@ def redrive(
     if not outcome.matched:
         tell(document, nothing(service, waiting=waiting), as_json=as_json)
         return
+    tell(document, redriven(service, outcome), as_json=as_json)
+
+
+def redriven(service: str, outcome: Outcome) -> str:
+    """How many went back, and what to do with those that cannot."""
     text = f"{outcome.moved} redriven to {service}. Next: broker status {service}"
-    if outcome.unmovable:
-        text = (
-            f"{text}\n{outcome.unmovable} stay: their properties cannot be decoded, so no copy could be faithful. "
-            f"Look at them in RabbitMQ's management UI; then: broker dead discard {service} --error 'Malformed'"
-        )
-    tell(document, text, as_json=as_json)
+    if not outcome.unmovable:
+        return text
+    return (
+        f"{text}\n{outcome.unmovable} stay: their properties cannot be decoded, so no copy could be faithful. "
+        f"Look at them in RabbitMQ's management UI; then: broker dead discard {service} --error 'Malformed'"
+    )
 
 
 @dead.command(epilog=EXIT_CODES, short_help="Delete them for good. Asks first.")

@@ -67,7 +67,12 @@ def replay(
         tell(note)
     if as_json:
         print(json.dumps(document(service, outcome, dry_run=dry_run)))  # noqa: T201
-        return
+    else:
+        show(service, outcome, dry_run=dry_run, waiting=waiting)
+
+
+def show(service: str, outcome: Outcome, *, dry_run: bool, waiting: bool) -> None:
+    """What was replayed, or would be, for people."""
     console = out()
     for name, count in sorted(outcome.events.items()):
         console.print(Text(f"{count:>8}  {printable(name)}"))
