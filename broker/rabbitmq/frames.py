@@ -264,7 +264,7 @@ class Splitter:
     Attributes:
         channels: whose frames go to which sink.
         frame_max: bytes of a frame at most, as agreed with RabbitMQ.
-        moved: whether what came last ended a frame, and of a content that has begun, if there is one.
+        moved: whether what came last ended a frame; while a content is incomplete, one that is ours.
     """
 
     def __init__(self, frame_max: int = FRAME_MAX) -> None:

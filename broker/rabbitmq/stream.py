@@ -86,7 +86,7 @@ class Sockets(TransportFactory):
 
     @property
     def silence(self) -> float:
-        """Seconds since a whole frame last came, and one of a content that has begun, if there is one."""
+        """Seconds since a whole frame last came; while a content is incomplete, one that is ours."""
         if self._reader is None:
             return 0.0
         return asyncio.get_running_loop().time() - self._reader.heard_at
